@@ -1,0 +1,138 @@
+"""Errors that a user can cause or must act on: what, where, likely cause, what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LauncherError(Exception):
+    """Base of every error the program reports without a traceback.
+
+    ``what`` is one sentence; ``where`` names a place (file:line:column, rank and host, a path);
+    ``cause`` is the likely cause; ``fix`` is what to do or run next. ``exit_code`` is the status
+    of the command that ends with this error.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        cause: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.cause = cause
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.cause:
+            lines.append(f"  likely cause: {self.cause}")
+        if self.fix:
+            lines.append(f"  next: {self.fix}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """The JSON form, for ``--json`` and for files that carry an error between processes."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "cause": self.cause,
+            "fix": self.fix,
+            "exit_code": self.exit_code,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, str | int | None]) -> LauncherError:
+        """The error that ``as_dict`` wrote, of its own class again."""
+        kinds = {kind.__name__: kind for kind in (LauncherError, *_subclasses(LauncherError))}
+        kind = kinds.get(str(data.get("error")), LauncherError)
+        error = LauncherError.__new__(kind)
+        LauncherError.__init__(
+            error,
+            str(data["what"]),
+            where=_text(data, "where"),
+            cause=_text(data, "cause"),
+            fix=_text(data, "fix"),
+        )
+        return error
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a spec. ``where`` is file:line:column, or the override that caused it."""
+
+    where: str
+    what: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+
+
+class SpecError(LauncherError):
+    """Every mistake of a spec at once."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem], *, fix: str | None = None) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems), fix=fix)
+        self.problems = problems
+
+
+class UsageError(LauncherError):
+    """The command line asks for something that is not there or makes no sense."""
+
+    exit_code = 2
+
+
+class DoesNotFit(LauncherError):
+    """The plan does not fit the machines."""
+
+    exit_code = 3
+
+
+class PreflightError(LauncherError):
+    """Something that a run needs is missing or broken: model files, environment, disk."""
+
+    exit_code = 3
+
+
+class WeightsError(PreflightError):
+    """A checkpoint that is incomplete, corrupt or not what its index says."""
+
+
+class SlurmRefused(LauncherError):
+    """sbatch, squeue or scancel said no."""
+
+    exit_code = 4
+
+
+class Busy(LauncherError):
+    """The run is already running, or somebody else is at it."""
+
+    exit_code = 75
+
+
+class RunFailed(LauncherError):
+    """A rank, node or agent failed; ``launcher resume`` goes on from what is finished."""
+
+    exit_code = 75
+
+
+def _subclasses(kind: type[LauncherError]) -> list[type[LauncherError]]:
+    found = []
+    for child in kind.__subclasses__():
+        found += [child, *_subclasses(child)]
+    return found
+
+
+def _text(data: dict[str, str | int | None], key: str) -> str | None:
+    value = data.get(key)
+    return None if value is None else str(value)

@@ -1,0 +1,1 @@
+"""What was asked: the spec, its site profile and its prompts."""

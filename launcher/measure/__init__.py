@@ -1,0 +1,1 @@
+"""What was measured: spans and the shares made of them."""

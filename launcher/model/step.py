@@ -1,0 +1,59 @@
+"""Step and StepModel: what makes the strategies one program for the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepSampling:
+    """Per row of a step, how its next token is drawn: float64, float64, int64, int64, int64, all of shape (b,).
+
+    ``position`` is the number of tokens before the one that is drawn (prompt and generated), so noise
+    depends on (seed, position) alone.
+    """
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    seed: torch.Tensor
+    position: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of one group over b of its slots; CPU tensors.
+
+    ``tokens`` (b, q) int64, padded on the right; ``starts`` (b,) int64 tokens already in the slot's cache;
+    ``counts`` (b,) int64 valid tokens of each row, 1 <= counts <= q; ``slots`` (b,) int64.
+    ``sampling`` None means greedy for every row. Every row yields a token, drawn after its last valid
+    position; the engine ignores those of a prefill chunk that is not the prompt's last.
+    """
+
+    group: int
+    kind: str  # prefill | decode
+    slots: torch.Tensor
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    counts: torch.Tensor
+    sampling: StepSampling | None = None
+
+
+class StepModel(Protocol):
+    """A loaded model that runs steps.
+
+    ``depth`` is the number of groups that must be in flight to keep every stage busy; ``launch`` starts a
+    step and returns at once where the strategy can; ``collect`` returns the tokens (b,) int64 on the CPU
+    of the next finished step, in launch order. ``close`` frees what was taken.
+    """
+
+    depth: int
+
+    def launch(self, step: Step) -> None: ...
+
+    def collect(self) -> torch.Tensor: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,79 @@
+"""Plan: what will happen, as data. Ranks load from it what `launcher plan` printed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DevicePlan(Frozen):
+    """One device's share of one replica. Sizes in bytes; ``layers`` is [first, last], None if it has none."""
+
+    replica: int
+    stage: int
+    rank: int
+    device: str  # cuda:0 .. of its node, cpu, disk
+    layers: tuple[int, int] | None
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    peak_bytes: int
+    capacity_bytes: int | None
+
+
+class Placement(Frozen):
+    """What one rank loads. ``device_map`` maps module names to devices ("cpu", "disk", or an index among
+    the rank's own GPUs); None where the strategy does not place by module."""
+
+    rank: int
+    replica: int
+    node: int
+    gpus: tuple[int, ...] = ()  # of its node, the rank's own
+    device_map: dict[str, int | str] | None = None
+
+
+class Batch(Frozen):
+    """What is in flight per replica. ``max_length`` counts prompt and new tokens of a slot."""
+
+    groups: int
+    slots: int
+    max_length: int
+    prefill_chunk: int
+
+
+class Predicted(Frozen):
+    """What the run is expected to measure; None is "not predicted"."""
+
+    tokens_per_s: float | None = None
+    wall_s: float | None = None
+    utilization: float | None = None
+    bubble: float | None = None
+    gpu_hours: float | None = None
+
+
+class Plan(Frozen):
+    """All placements of one world, the batch, and what was concluded about them."""
+
+    fits: bool
+    reasons: list[str]  # why it does not fit, or what is wasteful
+    strategy: str
+    schedule: str | None = None
+    device: Literal["cuda", "cpu"]
+    dtype: str  # float32 | bfloat16 | float16: what the weights are loaded as
+    parameters: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    world_size: int
+    ranks_per_node: int
+    nodes: int
+    devices: list[DevicePlan]
+    placements: list[Placement]
+    batch: Batch
+    predicted: Predicted = Predicted()
+    candidates: list[dict[str, Any]] = Field(default_factory=list)
+    script: str | None = None

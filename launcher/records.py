@@ -1,0 +1,93 @@
+"""What crosses processes: requests, what became of them, and how a rank is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One input row. Exactly one of ``prompt`` and ``messages`` is set. ``index`` counts rows from 0."""
+
+    index: int
+    id: str
+    sampling: Sampling
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished row. ``finish_reason`` is ``stop`` (end of text or a stop string) or ``length``."""
+
+    index: int
+    id: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that can't be answered; ``code`` is a stable word, ``message`` says it to a person."""
+
+    index: int
+    id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of one world. ``name`` is its folder under attempts/ and the prefix of its files."""
+
+    world: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"w{self.world:04d}-a{self.number:04d}"
+
+    @classmethod
+    def parse(cls, name: str) -> Attempt:
+        """``Attempt.parse(attempt.name) == attempt``. Raises ValueError for any other text."""
+        world, _, number = name.partition("-")
+        if not (world.startswith("w") and number.startswith("a")):
+            raise ValueError(f"not the name of an attempt: {name!r}")
+        return cls(int(world[1:]), int(number[1:]))
+
+
+@dataclass
+class RankStatus:
+    """What a rank says of itself about once a second; times are seconds since the epoch of its host."""
+
+    attempt: str
+    rank: int
+    replica: int
+    host: str
+    pid: int
+    phase: str = "starting"  # starting | joining | loading | running | draining | finished
+    phase_since: float = 0.0
+    updated: float = 0.0
+    steps: int = 0
+    rows_done: int = 0
+    rows_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    figures: dict[str, float] = field(
+        default_factory=dict
+    )  # load_s, peak_memory_bytes, bytes_read ...

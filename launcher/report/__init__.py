@@ -1,0 +1,1 @@
+"""Showing it: summary and report."""

@@ -1,0 +1,207 @@
+"""The run directory: the only module that knows the names inside it.
+
+Every file has one writer and appears whole (written beside, synced, renamed), except the journals,
+which only grow and carry a checksum per row. docs/run-directory.md is its description for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Busy, UsageError
+from launcher.records import Attempt
+
+
+class Run:
+    """A run directory that exists. All paths in it are properties or methods of this class."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+
+    @classmethod
+    def create(cls, path: Path | str) -> Run:
+        """Make an empty run directory (0700). Raises Busy if the path is taken."""
+        run = cls(path)
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run.path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise Busy(
+                "the run directory exists already",
+                where=str(run.path),
+                fix=f"launcher resume {run.path}, or name another --run-dir",
+            ) from None
+        for folder in ("input", "journals", "claims", "attempts", "logs", "timeline", "status"):
+            (run.path / folder).mkdir(mode=0o700)
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run at ``path``. Raises UsageError if there is none."""
+        run = cls(path)
+        if not run.job.is_file():
+            raise UsageError(
+                "there is no run here", where=str(run.path), fix="launcher list shows the runs"
+            )
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    # What was asked and planned; written once, by the submitting process.
+    @property
+    def job(self) -> Path:
+        return self.path / "job.yaml"
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def input(self) -> Path:
+        """Folder of the input's index."""
+        return self.path / "input"
+
+    @property
+    def jobs(self) -> Path:
+        """What the scheduler was given: {"scheduler", "jobs": [...], "host", ...}; rewritten by resume."""
+        return self.path / "jobs.json"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's folder: scripts, pickles, and the logs of the batch jobs."""
+        return self.path / "submitit"
+
+    # What came of it.
+    @property
+    def outputs(self) -> Path:
+        return self.path / "outputs.jsonl"
+
+    @property
+    def errors(self) -> Path:
+        return self.path / "errors.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Written last; its presence means that the run is complete."""
+        return self.path / "manifest.json"
+
+    # The ledger.
+    @property
+    def journals(self) -> Path:
+        return self.path / "journals"
+
+    @property
+    def claims(self) -> Path:
+        return self.path / "claims"
+
+    def journal(self, attempt: Attempt, rank: int) -> Path:
+        return self.journals / f"{attempt.name}-r{rank:04d}.jsonl"
+
+    # Attempts.
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    def attempt_dir(self, attempt: Attempt) -> Path:
+        return self.attempts / attempt.name
+
+    def attempt_file(self, attempt: Attempt, name: str) -> Path:
+        """``attempt`` (who started it), ``rendezvous``, ``drain`` (asked to stop), ``ended`` ..."""
+        return self.attempt_dir(attempt) / f"{name}.json"
+
+    def list_attempts(self, world: int | None = None) -> list[Attempt]:
+        """Attempts in order of world and number."""
+        found = [Attempt.parse(entry.name) for entry in self.attempts.iterdir() if entry.is_dir()]
+        return sorted(
+            (a for a in found if world is None or a.world == world),
+            key=lambda a: (a.world, a.number),
+        )
+
+    def status(self, attempt: Attempt, rank: int) -> Path:
+        return self.path / "status" / f"{attempt.name}-r{rank:04d}.json"
+
+    def statuses(self, attempt: Attempt) -> list[Path]:
+        return sorted((self.path / "status").glob(f"{attempt.name}-r*.json"))
+
+    def log(self, attempt: Attempt, who: str) -> Path:
+        """``who`` is ``rank-0003`` or ``agent-0001``."""
+        return self.path / "logs" / f"{attempt.name}-{who}.log"
+
+    def timeline(self, attempt: Attempt, rank: int) -> Path:
+        return self.path / "timeline" / f"{attempt.name}-r{rank:04d}.jsonl"
+
+    def timelines(self) -> list[Path]:
+        return sorted((self.path / "timeline").glob("*.jsonl"))
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON, or None if there is no such file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Publish ``value`` at ``path``: whole or not at all, on disk when this returns."""
+    with publish(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_file(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_exclusive(path: Path, text: str) -> bool:
+    """Create ``path`` with ``text`` if nobody has; True if this call did it."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file or a directory by path."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

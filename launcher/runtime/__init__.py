@@ -1,0 +1,1 @@
+"""The processes of a run: agent, rank, watchdog, coordinator."""

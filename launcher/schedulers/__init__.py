@@ -1,0 +1,1 @@
+"""Where it runs: one module per value of the scheduler."""

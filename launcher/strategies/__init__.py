@@ -1,0 +1,1 @@
+"""How a model is split: one module per value of `parallel.strategy`."""
