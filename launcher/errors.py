@@ -51,9 +51,10 @@ class LauncherError(Exception):
     @classmethod
     def from_dict(cls, data: dict[str, str | int | None]) -> LauncherError:
         """The error that ``as_dict`` wrote, of its own class again."""
-        kinds = {kind.__name__: kind for kind in (LauncherError, *_subclasses(LauncherError))}
+        family: list[type[LauncherError]] = [LauncherError, *_subclasses(LauncherError)]
+        kinds = {kind.__name__: kind for kind in family}
         kind = kinds.get(str(data.get("error")), LauncherError)
-        error = LauncherError.__new__(kind)
+        error: LauncherError = kind.__new__(kind)
         LauncherError.__init__(
             error,
             str(data["what"]),

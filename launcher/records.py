@@ -91,3 +91,13 @@ class RankStatus:
     figures: dict[str, float] = field(
         default_factory=dict
     )  # load_s, peak_memory_bytes, bytes_read ...
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the input asks of a plan. ``exact`` is False where only the head of the input was read."""
+
+    rows: int
+    longest_prompt_bytes: int
+    max_new_tokens: int  # the largest that any row asks for
+    exact: bool = True
