@@ -19,7 +19,7 @@ class Slurm:
     array_task: int
 
 
-def slurm() -> Slurm | None:
+def slurm_job() -> Slurm | None:
     """This process's Slurm job, or None outside one."""
     env = os.environ
     if "SLURM_JOB_ID" not in env:
@@ -54,6 +54,31 @@ def rank() -> RankEnv:
         world_size=int(env["WORLD_SIZE"]),
         attempt=env["LAUNCHER_ATTEMPT"],
     )
+
+
+def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict[str, str]:
+    """The environment of `accelerate launch` and so of its ranks. ``own`` is added last."""
+    env = dict(os.environ)
+    for name in [name for name in env if name.startswith("ACCELERATE_")]:
+        del env[name]  # a user's accelerate settings would silently change what is started
+    env["LAUNCHER_ATTEMPT"] = attempt
+    # The model is resolved before anything is queued; compute nodes have no network to ask.
+    env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
+    env["TOKENIZERS_PARALLELISM"] = "false"  # it deadlocks in processes that fork later
+    env["PYTHONUNBUFFERED"] = "1"
+    if interface is not None:
+        # Without these, gloo and NCCL take the first interface of the list, on many clusters a wrong one.
+        env.setdefault("GLOO_SOCKET_IFNAME", interface)
+        env.setdefault("NCCL_SOCKET_IFNAME", interface)
+    env.update(own)
+    return env
+
+
+def show_gpus(indices: tuple[int, ...]) -> None:
+    """Leave this process only these of its node's GPUs; before torch is imported."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(max(indices, default=-1) + 1)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in indices)
 
 
 def state_home() -> Path:

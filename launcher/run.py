@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,18 @@ class Run:
             key=lambda a: (a.world, a.number),
         )
 
+    def node(self, attempt: Attempt, node: int) -> Path:
+        """How the agent of a node is doing; rewritten by it about once a second."""
+        return self.attempt_file(attempt, f"node-{node:04d}")
+
+    def rank_errors(self, attempt: Attempt) -> list[Path]:
+        """Errors that ranks left behind, the first one first."""
+        found = self.attempt_dir(attempt).glob("error-r*.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    def rank_error(self, attempt: Attempt, rank: int) -> Path:
+        return self.attempt_file(attempt, f"error-r{rank:04d}")
+
     def status(self, attempt: Attempt, rank: int) -> Path:
         return self.path / "status" / f"{attempt.name}-r{rank:04d}.json"
 
@@ -148,8 +161,18 @@ class Run:
         return sorted((self.path / "status").glob(f"{attempt.name}-r*.json"))
 
     def log(self, attempt: Attempt, who: str) -> Path:
-        """``who`` is ``rank-0003`` or ``agent-0001``."""
+        """``who`` is ``rank-0003``, ``launch-0001`` (a node's `accelerate launch`)."""
         return self.path / "logs" / f"{attempt.name}-{who}.log"
+
+    def agent_log(self, world: int, node: int) -> Path:
+        """The agent's own words, over all attempts of its world."""
+        return self.path / "logs" / f"agent-w{world:04d}-n{node:04d}.log"
+
+    def list_logs(self, rank: int | None = None) -> list[Path]:
+        """Logs of ranks, launches, agents and batch jobs, or those of one rank over all attempts."""
+        if rank is not None:
+            return sorted((self.path / "logs").glob(f"*-rank-{rank:04d}.log"))
+        return [*sorted((self.path / "logs").glob("*.log")), *sorted(self.submitit.glob("*.out"))]
 
     def timeline(self, attempt: Attempt, rank: int) -> Path:
         return self.path / "timeline" / f"{attempt.name}-r{rank:04d}.jsonl"
@@ -166,21 +189,23 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Publish ``value`` at ``path``: whole or not at all, on disk when this returns."""
-    with publish(path) as temporary:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Publish ``value`` at ``path``: whole or not at all, on disk when this returns if ``durable``."""
+    with publish(path, durable=durable) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
+def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
-        sync_file(temporary)
+        if durable:
+            sync_file(temporary)
         temporary.replace(path)
-        sync_file(path.parent)
+        if durable:
+            sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -196,6 +221,13 @@ def create_exclusive(path: Path, text: str) -> bool:
         file.flush()
         os.fsync(file.fileno())
     return True
+
+
+def request_drain(run: Run, attempt: Attempt, reason: str) -> None:
+    """Ask the ranks of ``attempt`` to stop between two steps. The first reason stays."""
+    marker = run.attempt_file(attempt, "drain")
+    if not marker.exists():
+        create_exclusive(marker, json.dumps({"reason": reason, "time": time.time()}) + "\n")
 
 
 def sync_file(path: Path) -> None:

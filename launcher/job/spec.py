@@ -6,31 +6,33 @@ are derived from these classes, so a field is stated once.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-Auto = Literal["auto"]
-Count = Annotated[int, Field(ge=1)]
+from launcher.job.section import Auto, Count, Ranks, Seconds, Section
+from launcher.job.slurm import SlurmSpec
 
-
-def _seconds(value: Any) -> Any:
-    """``300``, ``300s``, ``5m``, ``2h`` or ``1d`` as seconds."""
-    if isinstance(value, str):
-        number, unit = value[:-1], value[-1:]
-        if unit in "smhd" and unit and number.replace(".", "", 1).isdigit():
-            return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
-        raise ValueError("a duration is a number with s, m, h or d behind it, such as 300s")
-    return value
+__all__ = ["JobSpec", "Seconds", "Section", "SlurmSpec", "strategy_names"]
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+def strategy_names() -> list[str]:
+    """``auto`` and the modules of launcher.strategies, by file name: `job` may not import them."""
+    folder = Path(__file__).parents[1] / "strategies"
+    return ["auto", *sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))]
 
 
-class Section(BaseModel):
-    """A mapping in the spec; a key that it does not know is an error."""
+def _known_strategy(name: str) -> str:
+    if name not in strategy_names():
+        raise ValueError("should be " + ", ".join(f"'{known}'" for known in strategy_names()))
+    return name
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def _not_a_folder(name: str) -> str:
+    if name in {".", ".."}:
+        raise ValueError("should be a name that a folder can have")
+    return name
 
 
 class ModelSpec(Section):
@@ -48,11 +50,15 @@ class ModelSpec(Section):
 class ParallelSpec(Section):
     """How the model is split and how often it is copied."""
 
-    strategy: str = Field("sequential", description="a module of launcher.strategies")
-    stages: Count = 1
+    strategy: Annotated[str, AfterValidator(_known_strategy)] = Field(
+        "sequential",
+        description="a module of launcher.strategies",
+        json_schema_extra=lambda schema: schema.update(enum=strategy_names()),
+    )
+    stages: Ranks = 1
     schedule: Literal["naive", "gpipe", "ring"] = "ring"
-    tensor: Count = 1
-    replicas: Count = 1
+    tensor: Ranks = 1
+    replicas: Ranks = 1
     options: dict[str, Any] = Field(
         default_factory=dict, description="what one strategy alone knows"
     )
@@ -83,7 +89,7 @@ class GenerationSpec(Section):
     max_new_tokens: Count = 256
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=2**31 - 1)
     seed: int = Field(0, ge=0, lt=2**63)
     stop: list[str] = Field(default_factory=list, max_length=64)
 
@@ -100,8 +106,8 @@ class OutputSpec(Section):
 class ResourcesSpec(Section):
     """The machines of one world."""
 
-    nodes: Count = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] | Auto = "auto"
+    nodes: Ranks = 1
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)] | Auto = "auto"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpu: str = Field("auto", description="the profile that plan uses where the GPU is not here")
 
@@ -116,9 +122,12 @@ class LimitsSpec(Section):
 
 
 class JobSpec(Section):
-    """One job spec. ``slurm`` holds sbatch's own names; job/site.py checks and fills them."""
+    """One job spec, as written: paths and the site profile are resolved by job/load.py."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: Annotated[str, AfterValidator(_not_a_folder)] = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="1 to 64 of the letters a-z, A-Z, digits, dot, dash and underscore",
+    )
     task: Literal["generate", "score", "script"] = "generate"
     model: ModelSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -127,5 +136,5 @@ class JobSpec(Section):
     generation: GenerationSpec = GenerationSpec()
     output: OutputSpec = OutputSpec()
     resources: ResourcesSpec = ResourcesSpec()
-    slurm: dict[str, Any] = Field(default_factory=dict)
+    slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()

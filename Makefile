@@ -1,0 +1,35 @@
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check format bench slurm-packages clean
+
+demo: $(VENV)/.ready            ## set up, then run a real job on this machine's CPU
+	$(BIN)/launcher run configs/demo.yaml
+
+test: $(VENV)/.ready slurm-packages   ## set up, then all tests, on a real Slurm cluster where this is root
+	$(BIN)/pytest
+
+check: $(VENV)/.ready           ## format, lint, types, import contract, unit and contract tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/unit tests/contract
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready           ## every figure in README and docs
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+slurm-packages:                 ## Debian's Slurm, for the dev cluster; says so and goes on where it can't
+	bash slurm/devcluster/install.sh
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

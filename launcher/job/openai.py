@@ -1,0 +1,113 @@
+"""OpenAI batch files: a row of the request file in, a row of the result file out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.job.codes import RowError, quote
+from launcher.records import Failure, Generation
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop")
+# The spec's model answers whatever model is named; the others say nothing about the text.
+IGNORED = {
+    "model",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+}
+# Options with the one value that asks for nothing beyond what is done anyway.
+NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "stream": False,
+    "echo": False,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "tools": [],
+    "tool_choice": "none",
+    "suffix": "",
+    "modalities": ["text"],
+    "response_format": {"type": "text"},
+}
+
+
+def request_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A batch row as a row of format jsonl. Raises RowError."""
+    if row.get("custom_id") is None:
+        raise RowError("bad_batch_row", "no custom_id")
+    if row.get("method") != "POST":
+        raise RowError("bad_batch_row", f"method must be POST, not {quote(row.get('method'))}")
+    url, body = row.get("url"), row.get("body")
+    if url not in (CHAT, COMPLETIONS):
+        raise RowError("unsupported_url", f"url must be {CHAT} or {COMPLETIONS}, not {quote(url)}")
+    if not isinstance(body, dict):
+        raise RowError("bad_batch_row", f"body must be an object, not {quote(body)}")
+    fields = {key: body.get(key) for key in SAMPLING}
+    fields["max_new_tokens"] = _max_tokens(body)
+    asked = "messages" if url == CHAT else "prompt"
+    fields[asked] = _only(body.get(asked)) if asked == "prompt" else body.get(asked)
+    known = {*SAMPLING, *IGNORED, asked, "max_tokens", "max_completion_tokens"}
+    for key in body.keys() - known:
+        _check_neutral(key, body[key])
+    return fields
+
+
+def _only(prompt: Any) -> Any:
+    """The text of a list of one text; several prompts or token ids are refused further on."""
+    return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+
+
+def _max_tokens(body: dict[str, Any]) -> Any:
+    old, new = body.get("max_tokens"), body.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        raise RowError(
+            "bad_sampling", f"max_tokens is {quote(old)} and max_completion_tokens {quote(new)}"
+        )
+    return old if new is None else new
+
+
+def _check_neutral(key: str, value: Any) -> None:
+    neutral = NEUTRAL.get(key)
+    same = value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+    if value is not None and not (key in NEUTRAL and same):
+        raise RowError("unsupported_option", f"{key} = {quote(value)} is not supported")
+
+
+def result_of(
+    record: Generation | Failure, *, chat: bool, model: str, created: int
+) -> dict[str, Any]:
+    """The row of the result file; its ``id`` ends with the row's index. ``created``: seconds since the epoch."""
+    result: dict[str, Any] = {"id": f"batch_req_{record.index}", "custom_id": record.id}
+    if isinstance(record, Failure):
+        error = {"code": record.code, "message": record.message}
+        return {**result, "response": None, "error": error}
+    body = {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{record.index}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [_choice(record, chat)],
+        "usage": {
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "total_tokens": record.prompt_tokens + record.completion_tokens,
+        },
+    }
+    response = {"status_code": 200, "request_id": f"req_{record.index}", "body": body}
+    return {**result, "response": response, "error": None}
+
+
+def _choice(record: Generation, chat: bool) -> dict[str, Any]:
+    said: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": record.text, "refusal": None}}
+        if chat
+        else {"text": record.text}
+    )
+    return {"index": 0, **said, "logprobs": None, "finish_reason": record.finish_reason}

@@ -1,0 +1,173 @@
+"""One input row: from the bytes of a line to a Request, or to the Failure that says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from launcher.job import openai
+from launcher.job.codes import RowError, quote
+from launcher.job.spec import GenerationSpec
+from launcher.records import Failure, Request, Sampling
+
+KEYS = tuple(GenerationSpec.model_fields)
+MAX_ID = 1024
+MAX_NEW_TOKENS = 1 << 20
+
+
+def parse_row(data: bytes, form: str, index: int, defaults: GenerationSpec) -> Request | Failure:
+    """The request in a line of a file of format ``form`` (jsonl, openai, text); never raises."""
+    row_id = str(index)
+    try:
+        text = _decode(data)
+        row = {"prompt": text} if form == "text" else _load(text)
+        row_id = _row_id(row, "custom_id" if form == "openai" else "id", row_id)
+        if form == "openai":
+            row = openai.request_of(row)
+        prompt, messages = _prompt(row)
+        sampling = _sampling(row, defaults, index)
+        if "\\u" in text:  # escapes can spell what UTF-8 can't hold
+            _check_characters([row_id, prompt, messages, sampling.stop])
+        return Request(index, row_id, sampling, prompt, messages)
+    except RowError as error:
+        return Failure(index, row_id, error.code, str(error))
+    except RecursionError:
+        return Failure(index, row_id, "not_json", "nested too deeply")
+
+
+def _decode(data: bytes) -> str:
+    if b"\0" in data:
+        raise RowError("nul", f"a NUL byte at byte {data.index(0)} of the line")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RowError("bad_utf8", f"byte {error.start} of the line is not UTF-8") from None
+
+
+def _load(text: str) -> dict[str, Any]:
+    try:
+        row = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise RowError("not_json", f"{error.msg} at character {error.pos}") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise RowError("not_json", str(error).split(":", maxsplit=1)[0]) from None
+    if not isinstance(row, dict):
+        raise RowError("not_an_object", f"a row is an object, this is {quote(row)}")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        for key, _ in pairs:
+            if key not in value:
+                raise RowError("not_json", f"the key {quote(key)} is there twice")
+            del value[key]
+    return value
+
+
+def _constant(name: str) -> None:
+    raise RowError("not_json", f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _row_id(row: dict[str, Any], key: str, default: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise RowError("bad_id", f"{key} must be text or a whole number, not {quote(value)}")
+    text = str(value)
+    if len(text) > MAX_ID:
+        raise RowError("bad_id", f"{key} has {len(text)} characters, the most are {MAX_ID}")
+    _check_characters(text)
+    return text
+
+
+def _prompt(row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | None]:
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if prompt is not None and messages is not None:
+        raise RowError("two_prompts", "a row has a prompt or messages, not both")
+    if messages is not None:
+        if not isinstance(messages, list) or not messages:
+            raise RowError("bad_messages", "messages must be a list with at least one message")
+        return None, [_message(number, message) for number, message in enumerate(messages)]
+    if prompt is None or prompt == "":
+        raise RowError("no_prompt", "the prompt is empty" if prompt == "" else "no prompt and no messages")
+    if not isinstance(prompt, str):
+        raise RowError("bad_prompt", f"prompt must be text, not {quote(prompt)}")
+    return prompt, None
+
+
+def _message(number: int, message: Any) -> dict[str, Any]:
+    """Other keys than role and content are the chat template's."""
+    if not isinstance(message, dict):
+        raise RowError("bad_messages", f"messages[{number}] must be an object, not {quote(message)}")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise RowError("bad_messages", f"messages[{number}].role must be text, not {quote(role)}")
+    if isinstance(content, list):
+        return {**message, "content": "\n".join(_part(number, part) for part in content)}
+    if not isinstance(content, str):
+        raise RowError("bad_messages", f"messages[{number}].content must be text, not {quote(content)}")
+    return message
+
+
+def _part(number: int, part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise RowError("bad_messages", f"messages[{number}].content has a part that is not text: {quote(part)}")
+
+
+def _sampling(row: dict[str, Any], defaults: GenerationSpec, index: int) -> Sampling:
+    own = {key: row[key] for key in KEYS if row.get(key) is not None}
+    spec = _validated(own, defaults) if own else defaults
+    # Rows without a seed of their own draw differently from each other, each the same in every run.
+    seed = spec.seed if "seed" in own else (spec.seed + index) % 2**63
+    return Sampling(
+        spec.max_new_tokens, spec.temperature, spec.top_p, spec.top_k, seed, tuple(spec.stop)
+    )
+
+
+def _validated(own: dict[str, Any], defaults: GenerationSpec) -> GenerationSpec:
+    if isinstance(own.get("stop"), str):
+        own["stop"] = [own["stop"]]
+    for key, value in own.items():
+        if isinstance(value, (bool, str)):  # pydantic would take true for 1 and "2" for 2
+            raise RowError("bad_sampling", f"{key} must be a number, not {quote(value)}")
+    if "" in own.get("stop", ()):
+        raise RowError("bad_sampling", "stop: an empty text ends every generation at once")
+    try:
+        spec = GenerationSpec.model_validate({**dict(defaults), **own})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RowError("bad_sampling", f"{key}: {first['msg']}, not {quote(first['input'])}") from None
+    if spec.max_new_tokens > MAX_NEW_TOKENS:  # one row must not ask for a plan that nothing fits
+        raise RowError("bad_sampling", f"max_new_tokens: the most are {MAX_NEW_TOKENS}")
+    return spec
+
+
+def _check_characters(value: Any) -> None:
+    """Refuse what only an escape can spell: half characters, and the NUL that C libraries trip over."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("bad_unicode", "half of a surrogate pair, such as \\ud800 alone") from None
+    if "\\u0000" in text and "\0" in "".join(_strings(value)):
+        raise RowError("nul", "a NUL character, written as \\u0000")
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        return [text for part in value for text in _strings(part)]
+    return []

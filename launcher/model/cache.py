@@ -1,0 +1,191 @@
+"""KV cache of one group: one row per slot, each with its own length, so that a slot can be refilled
+while its neighbours decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+BLOCK = 256  # positions that a cache grows by
+
+
+class Access(Protocol):
+    """How one forward pass writes its keys (or values) into the rows and what it then attends to."""
+
+    @property
+    def past(self) -> int:
+        """Positions before those of this pass, of the longest row."""
+
+    @property
+    def length(self) -> int:
+        """Positions in use after this pass, of the longest row."""
+
+    def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write ``new`` into ``stored`` (rows, heads, positions, width); return what is attended to."""
+
+
+@dataclass
+class Together:
+    """One token for each of the first b rows: ``new`` is (b, heads, 1, width), and so is what comes
+    back with the longest row's positions. ``positions`` (b,) says where each token goes."""
+
+    positions: torch.Tensor
+    _copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.past = int(self.positions.max())
+        self.length = self.past + 1
+
+    def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        rows, positions = self._on(new.device)
+        stored[rows, :, positions] = new[:, :, 0]
+        return stored[: len(self.positions), :, : self.length]
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if device not in self._copies:
+            rows = torch.arange(len(self.positions), device=device)
+            self._copies[device] = rows, self.positions.to(device, non_blocking=True)
+        return self._copies[device]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several tokens of some rows, one row after the other: ``new`` is (1, heads, sum of counts, width);
+    what comes back is (1, heads, sum of starts and counts, width), in the same order of rows."""
+
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+
+    @property
+    def past(self) -> int:
+        return max(self.starts)
+
+    @property
+    def length(self) -> int:
+        return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
+
+    def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        for row, start, end, part in zip(
+            self.rows, self.starts, ends, new[0].split(self.counts, dim=1), strict=True
+        ):
+            stored[row, :, start:end] = part
+        if not any(self.starts):
+            return new
+        known = [stored[row, :, :end] for row, end in zip(self.rows, ends, strict=True)]
+        return (known[0] if len(known) == 1 else torch.cat(known, dim=1))[None]
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, (rows, heads, positions, width), where the layer computes.
+
+    It grows by blocks as the longest row does, so memory is taken only when it is needed.
+    """
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys = self._grown(None, key_states)
+        self.values = self._grown(None, value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exchange this pass's keys and values, as its access says."""
+        access = self.cache.access
+        assert access is not None, "a forward pass without SlotCache.begin"
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        elif self.keys.shape[2] < access.length:
+            self.keys = self._grown(self.keys, key_states)
+            self.values = self._grown(self.values, value_states)
+        return access.exchange(self.keys, key_states), access.exchange(self.values, value_states)
+
+    def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """Zeros, not rubbish: a masked position weighs nothing, and nothing times NaN is NaN."""
+        capacity = self.cache.capacity()
+        grown = like.new_zeros(self.cache.slots, like.shape[1], capacity, like.shape[3])
+        if old is not None:
+            grown[:, :, : old.shape[2]] = old
+        return grown
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        if not self.is_initialized:
+            return
+        for stored in (self.keys, self.values):
+            kept = stored[one].clone()
+            stored[one] = stored[other]
+            stored[other] = kept
+
+    def get_seq_length(self) -> int:
+        return self.cache.access.past if self.cache.access else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.cache.access.length if self.cache.access else query_length), 0
+
+    def get_max_length(self) -> int:
+        return self.cache.max_length
+
+    # The name of get_max_length before transformers 5.20.
+    get_max_cache_shape = get_max_length
+
+
+class SlotCache(Cache):
+    """The KV cache of one group, as ``past_key_values`` of a transformers model.
+
+    Before each forward pass ``begin`` says which rows it is about. ``layers`` counts the layers of the
+    model (or of the stage) that holds it.
+    """
+
+    def __init__(self, layers: int, slots: int, max_length: int) -> None:
+        self.slots = slots
+        self.max_length = max_length
+        self.access: Access | None = None
+        self._row_of = list(range(slots))
+        self._slot_in = list(range(slots))
+        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+
+    def begin(self, access: Access) -> None:
+        """The next forward pass is about ``access``. Raises ValueError if a row would be too long."""
+        if access.length > self.max_length:
+            raise ValueError(f"{access.length} positions in slots of {self.max_length}")
+        self.access = access
+
+    def capacity(self) -> int:
+        """Positions to hold when the pass in progress needs more room."""
+        needed = self.access.length if self.access else 1
+        return min(self.max_length, -(-needed // BLOCK) * BLOCK)
+
+    def rows(self, slots: list[int]) -> list[int]:
+        """Where the cache keeps these slots."""
+        return [self._row_of[slot] for slot in slots]
+
+    def gather(self, slots: list[int]) -> list[int]:
+        """Bring these slots to the first rows, and say where each is now.
+
+        They are then read in place, where a choice of rows would be copied at every step. Rows move only
+        when the set of slots that decode changes.
+        """
+        wanted = set(slots)
+        free = [row for row in range(len(slots)) if self._slot_in[row] not in wanted]
+        for slot in slots:
+            if self._row_of[slot] >= len(slots):
+                self._swap(self._row_of[slot], free.pop())
+        return self.rows(slots)
+
+    def _swap(self, one: int, other: int) -> None:
+        for layer in self.layers:
+            layer.swap(one, other)
+        slots = self._slot_in
+        slots[one], slots[other] = slots[other], slots[one]
+        self._row_of[slots[one]], self._row_of[slots[other]] = one, other

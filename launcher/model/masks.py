@@ -1,0 +1,72 @@
+"""What each token of a forward pass may attend to, by kind of layer, in the form that transformers takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launcher.errors import PreflightError
+
+Mask = torch.Tensor | dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Row and position of each query (b, q) and of each key (b or 1, s); same row means same sequence."""
+
+    query_rows: torch.Tensor
+    query_positions: torch.Tensor
+    key_rows: torch.Tensor
+    key_positions: torch.Tensor
+
+
+class Masks:
+    """Makes the masks of one model. Raises PreflightError for layers that keep no keys and values."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config.get_text_config()
+        self.additive = self.config._attn_implementation == "eager"
+        types = getattr(self.config, "layer_types", None)
+        self.kinds = None if types is None else sorted(set(types))
+        for kind in self.kinds or ():
+            if kind not in ("full_attention", "sliding_attention", "chunked_attention"):
+                raise PreflightError(
+                    f"layers of kind {kind!r} are not supported",
+                    where=str(self.config.model_type),
+                    fix="take a model whose layers attend to keys and values",
+                )
+
+    def build(self, places: Places, dtype: torch.dtype) -> Mask:
+        """(b, 1, q, s): booleans for sdpa, numbers to add for eager; a dict by kind where layers differ."""
+        if self.kinds is not None:
+            return {kind: self._form(places, kind, dtype) for kind in self.kinds}
+        return self._form(places, self._only_kind(), dtype)
+
+    def _only_kind(self) -> str:
+        if getattr(self.config, "sliding_window", None) is not None:
+            return "sliding_attention"
+        if getattr(self.config, "attention_chunk_size", None) is not None:
+            return "chunked_attention"
+        return "full_attention"
+
+    def _form(self, places: Places, kind: str, dtype: torch.dtype) -> torch.Tensor:
+        allowed = self._allowed(places, kind)[:, None]
+        if not self.additive:
+            return allowed
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
+
+    def _allowed(self, places: Places, kind: str) -> torch.Tensor:
+        query, key = places.query_positions[:, :, None], places.key_positions[:, None, :]
+        allowed = key <= query
+        if places.query_rows is not places.key_rows:
+            allowed &= places.query_rows[:, :, None] == places.key_rows[:, None, :]
+        if kind == "sliding_attention":
+            allowed &= key > query - self.config.sliding_window
+        elif kind == "chunked_attention":
+            size = self.config.attention_chunk_size
+            allowed &= key // size == query // size
+        return allowed

@@ -1,0 +1,149 @@
+"""Agent: once per node. It agrees with the other nodes' agents on an attempt, starts `accelerate launch` for
+its node's ranks, watches them, and on node 0 ends the attempt and finishes the run.
+
+Runs as `python -m launcher.runtime.agent RUN` (here) or as the payload of a submitit task (on Slurm).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from types import FrameType
+
+from launcher import environ, ledger, logs
+from launcher.errors import LauncherError, SlurmRefused
+from launcher.job.load import load_resolved
+from launcher.job.spec import JobSpec
+from launcher.plan.plan import Plan
+from launcher.run import Run
+from launcher.runtime import coordinator, network, process
+from launcher.runtime.rendezvous import Meeting, Node, meet
+from launcher.runtime.watchdog import Outcome, Watchdog, raise_outcome
+
+RANK_MODULE = "launcher.runtime.rank"
+STOP_SIGNALS = {
+    signal.SIGUSR2: "the time limit or preemption is near (SIGUSR2)",
+    signal.SIGTERM: "asked to stop (SIGTERM)",
+    signal.SIGINT: "interrupted (SIGINT)",
+}
+
+
+@dataclass
+class StopRequest:
+    """The first signal that asked this agent to stop. The handler only takes a note: it may run anywhere."""
+
+    signal: int | None = None
+
+    def install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = self.signal or number
+
+    def reason(self) -> str | None:
+        return None if self.signal is None else STOP_SIGNALS[signal.Signals(self.signal)]
+
+
+def run_agent(path: str) -> str:
+    """Run this node's part of the run at ``path``; the outcome's kind when it ended well or was drained.
+
+    Raises the error of the rank, node or check that failed.
+    """
+    stop = StopRequest()
+    stop.install()
+    process.adopt_orphans()
+    run = Run.open(path)
+    spec = load_resolved(run.job)
+    plan = Plan.model_validate_json(run.plan.read_bytes())
+    node = Node.here(plan)
+    logs.to(f"agent node {node.index}", run.agent_log(node.world, node.index))
+    meeting = meet(run, spec, node)
+    logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
+    return _attempt(run, spec, plan, node, meeting, stop)
+
+
+def _attempt(
+    run: Run, spec: JobSpec, plan: Plan, node: Node, meeting: Meeting, stop: StopRequest
+) -> str:
+    attempt = meeting.attempt
+    child = process.start(
+        launch_argv(run, plan, node, meeting),
+        run.log(attempt, f"launch-{node.index:04d}"),
+        _environment(spec, plan, meeting),
+    )
+    watchdog = Watchdog(run, spec, plan, node.index, attempt, child, stop.reason)
+    outcome = watchdog.watch()
+    watchdog.conclude(outcome)
+    if node.index > 0:
+        return outcome.kind  # node 0 speaks for the world
+    outcome = watchdog.gather(outcome)
+    ledger.end_attempt(run, attempt, asdict(outcome))
+    logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
+    finished = coordinator.finish(run)
+    if not finished:
+        raise_outcome(outcome)
+        _requeue(spec, node, outcome, stop)
+    return outcome.kind
+
+
+def launch_argv(run: Run, plan: Plan, node: Node, meeting: Meeting) -> list[str]:
+    """The `accelerate launch` of one node. A world of one process needs, and gets, no rendezvous."""
+    argv = process.python("accelerate.commands.accelerate_cli", "launch")
+    if plan.world_size > 1:
+        argv += ["--multi_gpu"]  # on CPUs too: every other way silently starts one process
+    argv += ["--num_processes", str(plan.world_size)]
+    argv += ["--num_machines", str(node.count), "--machine_rank", str(node.index)]
+    argv += ["--main_process_ip", meeting.address, "--main_process_port", str(meeting.port)]
+    argv += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*argv, "-m", RANK_MODULE, str(run.path)]
+
+
+def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:
+    interface = spec.slurm.network_interface or network.interface_towards(
+        meeting.address, meeting.port
+    )
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} if plan.world_size == 1 else {}
+    return environ.for_launch(meeting.attempt.name, interface, alone)
+
+
+def _requeue(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> None:
+    """Back into the queue when the time limit drained this job and rows are left; not after a cancel."""
+    near_limit = stop.signal == signal.SIGUSR2 and outcome.kind == "drained"
+    if node.job_id is None or not near_limit:
+        return
+    if node.restarts >= spec.slurm.max_restarts:
+        logs.get_logger().warning("not requeued: slurm.max_restarts (%d) reached", node.restarts)
+        return
+    logs.get_logger().info("requeue of job %s", node.job_id)
+    argv = ["scontrol", "requeue", node.job_id]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise SlurmRefused(
+            f"scontrol requeue: {done.stderr.strip()}", where=f"job {node.job_id}", fix="launcher resume"
+        )
+
+
+def main(path: str) -> int:
+    """Run the agent as a process: one line of JSON on stdout says how it ended."""
+    process.die_with_parent()
+    try:
+        result, code = {"outcome": run_agent(path)}, 0
+    except LauncherError as error:
+        result, code = error.as_dict(), error.exit_code
+    except Exception as error:
+        logs.get_logger().exception("the agent failed")
+        traceback.print_exc()
+        result, code = LauncherError(f"the agent failed: {error!r}").as_dict(), 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""Child processes that can't outlive their parent. Linux only: parent-death signals and subreapers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.errors import RunFailed
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to SIGKILL this process when its parent dies; leave at once if it has.
+
+    ``parent`` is the pid that the parent should have; None where it isn't known.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1 or (parent is not None and os.getppid() != parent):
+        os._exit(143)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose own parent dies, so that it can end them."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def start(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``argv`` in a session of its own, output to ``log``, gone when this process is gone.
+
+    SIGUSR2 is ignored in it: Slurm sends that to every process of a step, and torchrun would die of it and
+    leave its workers behind.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        die_with_parent(parent)
+
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509 - only prctl and signal, before any thread exists
+        )
+
+
+def end(process: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
+    """SIGKILL ``process`` and everything below it, and wait until all of it is gone.
+
+    Raises RunFailed if something is still there after ``patience_s`` (a process in an uninterruptible wait).
+    """
+    deadline = time.monotonic() + patience_s
+    if process.poll() is None:
+        process.kill()
+    while left := children(os.getpid()):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        reap()
+        process.poll()
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"processes {left} do not end",
+                where=os.uname().nodename,
+                cause="they wait for a device or a filesystem that does not answer",
+                fix="look at the node before the run is resumed",
+            )
+        time.sleep(0.02)
+    process.wait()
+
+
+def reap() -> None:
+    """Collect children that have ended, adopted ones included."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def children(pid: int) -> list[int]:
+    """Living direct children of ``pid``, zombies left out."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in (task / "children").read_text().split()]
+    return [child for child in found if start_time(child) is not None]
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks since boot at which ``pid`` started; None for a zombie or nobody. With the pid it names a process for good."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """argv that runs a module of ours with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]

@@ -1,0 +1,96 @@
+"""How the agents of one world agree on their attempt, and on where their ranks meet: through the run directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from launcher import environ, ledger
+from launcher.errors import RunFailed
+from launcher.job.spec import JobSpec
+from launcher.plan.plan import Plan
+from launcher.records import Attempt
+from launcher.run import Run, read_json, write_json
+from launcher.runtime import network, process
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Node:
+    """This agent's place among the agents of its world."""
+
+    index: int
+    count: int
+    world: int
+    launch: str  # names one start of one job: the same on all its nodes, another after a requeue
+    job_id: str | None
+    restarts: int
+
+    @classmethod
+    def here(cls, plan: Plan) -> Node:
+        """From Slurm's variables; on one machine without Slurm, node 0 of 1."""
+        slurm = environ.slurm_job()
+        if slurm is None:
+            launch = f"{socket.gethostname()}.{os.getpid()}.{process.start_time(os.getpid())}"
+            return cls(0, 1, 0, launch, None, 0)
+        if slurm.nodes != plan.nodes:
+            raise RunFailed(
+                f"the job has {slurm.nodes} nodes and the plan {plan.nodes}",
+                where=f"Slurm job {slurm.job_id}",
+                fix="let `launcher submit` start the job",
+            )
+        launch = f"{slurm.job_id}.{slurm.restart_count}"
+        return cls(slurm.node, slurm.nodes, slurm.array_task, launch, slurm.job_id, slurm.restart_count)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The attempt, and the address and port at which its ranks meet."""
+
+    attempt: Attempt
+    address: str
+    port: int
+
+
+def meet(run: Run, spec: JobSpec, node: Node) -> Meeting:
+    """Node 0 opens the attempt and publishes the meeting; the others wait for it up to ``limits.join``.
+
+    Raises Busy if another agent opened this world's attempt, RunFailed if node 0 does not show up.
+    """
+    if node.index == 0:
+        return _open(run, spec, node)
+    deadline = time.monotonic() + spec.limits.join
+    while time.monotonic() < deadline:
+        for attempt in reversed(run.list_attempts(node.world)):
+            info = read_json(run.attempt_file(attempt, "attempt"))
+            where = read_json(run.attempt_file(attempt, "rendezvous"))
+            if info and where and info["launch"] == node.launch:
+                return Meeting(attempt, where["address"], where["port"])
+        time.sleep(POLL_S)
+    raise RunFailed(
+        f"node 0 of world {node.world} did not open its attempt within {spec.limits.join:.0f} s",
+        where=f"node {node.index}, {socket.gethostname()}",
+        cause="its agent did not start, or the nodes do not see the same run directory",
+        fix=f"launcher logs {run.path}",
+    )
+
+
+def _open(run: Run, spec: JobSpec, node: Node) -> Meeting:
+    info = {
+        "launch": node.launch,
+        "job_id": node.job_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_started": process.start_time(os.getpid()),
+        "started": time.time(),
+        "nodes": node.count,
+        "restarts": node.restarts,
+    }
+    attempt = ledger.open_attempt(run, node.world, info)
+    address = "127.0.0.1" if node.count == 1 else network.own_address(spec.slurm.network_interface)
+    port = network.free_port(address)
+    write_json(run.attempt_file(attempt, "rendezvous"), {"address": address, "port": port})
+    return Meeting(attempt, address, port)

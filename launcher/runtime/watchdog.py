@@ -1,0 +1,185 @@
+"""Watchdog: what an agent does while its ranks run. It never waits for a collective to time out.
+
+It looks at the child process, at the status files of this node's ranks and at the other agents' files, and
+ends the ranks when one of them died, stands still, or when the run is asked to stop and does not.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import LauncherError, RunFailed
+from launcher.job.spec import JobSpec
+from launcher.plan.plan import Plan
+from launcher.records import Attempt
+from launcher.run import Run, read_json, request_drain, write_json
+from launcher.runtime import failure, process
+
+POLL_S = 0.1
+BEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended on a node: ``done``, ``drained`` (asked to stop) or ``failed``."""
+
+    kind: str
+    error: dict[str, Any] | None = None
+
+
+@dataclass
+class Freshness:
+    """How long a value that another process keeps changing has stood still, by this process's own clock:
+    clocks of two hosts may be an hour apart."""
+
+    seen: dict[Any, tuple[Any, float]] = field(default_factory=dict)
+
+    def age(self, key: Any, value: Any) -> float:
+        before = self.seen.get(key)
+        if before is None or before[0] != value:
+            self.seen[key] = (value, time.monotonic())
+            return 0.0
+        return time.monotonic() - before[1]
+
+
+@dataclass
+class Watchdog:
+    """Watches the ranks of node ``node`` (index) in ``attempt`` until ``child`` has ended.
+
+    ``stop_reason`` is asked every time round; a text means that the run is to be drained.
+    """
+
+    run: Run
+    spec: JobSpec
+    plan: Plan
+    node: int
+    attempt: Attempt
+    child: subprocess.Popen[bytes]
+    stop_reason: Callable[[], str | None]
+    fresh: Freshness = field(default_factory=Freshness)
+    started: float = field(default_factory=time.monotonic)
+    drain_seen: float | None = None
+    last_beat: float = 0.0
+
+    def watch(self) -> Outcome:
+        """Block until the ranks have ended, by themselves or by this watchdog. Nothing of them is left then."""
+        try:
+            while (code := self.child.poll()) is None:
+                self._beat()
+                if early := self._drain() or self._peers() or self._deadlines():
+                    return early
+                time.sleep(POLL_S)
+            return self._ended(code)
+        finally:
+            process.end(self.child)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks of this node."""
+        return [placement.rank for placement in self.plan.placements if placement.node == self.node]
+
+    def draining(self) -> bool:
+        return self.run.attempt_file(self.attempt, "drain").exists()
+
+    def _beat(self) -> None:
+        if time.monotonic() - self.last_beat >= BEAT_S:
+            self.last_beat = time.monotonic()
+            state = {"host": socket.gethostname(), "beat": self.last_beat, "outcome": None}
+            write_json(self.run.node(self.attempt, self.node), state, durable=False)
+
+    def _drain(self) -> Outcome | None:
+        if reason := self.stop_reason():
+            request_drain(self.run, self.attempt, reason)
+        if not self.draining():
+            return None
+        self.drain_seen = self.drain_seen or time.monotonic()
+        if time.monotonic() - self.drain_seen > self.spec.limits.drain:
+            return Outcome("drained")  # finished rows are in the journals; those in flight are computed again
+        return None
+
+    def _peers(self) -> Outcome | None:
+        for node in range(self.plan.nodes):
+            state = None if node == self.node else read_json(self.run.node(self.attempt, node))
+            if state is None:
+                continue
+            outcome = state["outcome"]
+            if outcome and outcome["kind"] == "failed":
+                return Outcome(**outcome)
+            age = self.fresh.age(("node", node), state["beat"])
+            if outcome is None and age > self.spec.limits.stall:
+                return self._failed(
+                    f"the agent of node {node} has been silent for {age:.0f} s", state["host"], None
+                )
+        return None
+
+    def _deadlines(self) -> Outcome | None:
+        limits, waited = self.spec.limits, time.monotonic() - self.started
+        for rank in self.ranks:
+            status = read_json(self.run.status(self.attempt, rank))
+            phase = status["phase"] if status else "starting"
+            if phase in ("starting", "joining"):
+                if waited > limits.join:
+                    what = f"rank {rank} did not join within limits.join ({limits.join:.0f} s)"
+                    return self._failed(what, socket.gethostname(), rank)
+                continue
+            if self.fresh.age(("rank", rank), status["updated"]) > limits.stall:
+                what = f"rank {rank} has shown no sign of life for limits.stall ({limits.stall:.0f} s)"
+                return self._failed(what, status["host"], rank)
+            idle = self.fresh.age(("step", rank), (phase, status["steps"]))
+            if phase == "running" and idle > limits.step:
+                what = f"rank {rank} has been in one step for more than limits.step ({limits.step:.0f} s)"
+                return self._failed(what, status["host"], rank)
+        return None
+
+    def _failed(self, what: str, host: str, rank: int | None) -> Outcome:
+        return Outcome("failed", failure.describe(self.run, self.attempt, what, host, rank).as_dict())
+
+    def _ended(self, code: int) -> Outcome:
+        phases = {rank: _phase(self.run.status(self.attempt, rank)) for rank in self.ranks}
+        if code == 0 and all(phase == "finished" for phase in phases.values()):
+            return Outcome("drained" if self.draining() else "done")
+        error = failure.of_ranks(self.run, self.attempt, self.node, code, phases)
+        asked = self.draining() and not self.run.rank_errors(self.attempt)
+        return Outcome("drained") if asked else Outcome("failed", error.as_dict())
+
+    def conclude(self, outcome: Outcome) -> None:
+        """Publish how it ended on this node."""
+        state = {"host": socket.gethostname(), "beat": time.monotonic(), "outcome": asdict(outcome)}
+        write_json(self.run.node(self.attempt, self.node), state)
+
+    def gather(self, own: Outcome) -> Outcome:
+        """On node 0: the outcome of all nodes, waiting for the others up to ``limits.stall``."""
+        worst = own
+        for node in range(1, self.plan.nodes):
+            deadline = time.monotonic() + self.spec.limits.stall
+            state = None
+            while time.monotonic() < deadline:
+                state = read_json(self.run.node(self.attempt, node))
+                if state and state["outcome"]:
+                    break
+                time.sleep(POLL_S)
+            outcome = Outcome(**state["outcome"]) if state and state["outcome"] else None
+            if outcome is None:
+                host = state["host"] if state else f"node {node}"
+                outcome = self._failed(f"the agent of node {node} did not end", host, None)
+            worst = max(worst, outcome, key=lambda o: ("done", "drained", "failed").index(o.kind))
+        return worst
+
+
+def raise_outcome(outcome: Outcome) -> None:
+    """Raise the error of a failed outcome again, of its own class."""
+    if outcome.error is not None:
+        raise LauncherError.from_dict(outcome.error)
+    if outcome.kind == "failed":
+        raise RunFailed("the attempt failed and left no error")
+
+
+def _phase(path: Path) -> str:
+    status = read_json(path)
+    return status["phase"] if status else "starting"

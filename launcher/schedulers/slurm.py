@@ -1,0 +1,129 @@
+"""Slurm, through submitit: one task per node, whose pickled payload is one constant function and the run's path."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import SlurmRefused
+from launcher.job.spec import JobSpec
+from launcher.plan.plan import Plan
+from launcher.run import Run, write_json
+
+CLIENT_TIMEOUT_S = 30.0
+# squeue's words for a job that will run, or run again, by itself.
+PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+
+
+def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
+    """What submitit's executor is told. sbatch's own options go through as they are, by their own names."""
+    options: dict[str, Any] = spec.slurm.sbatch_options()
+    gpus = plan.gpus_per_node
+    if gpus and not {"gres", "gpus_per_node"} & options.keys():
+        options["gpus_per_node"] = gpus
+    options.setdefault("requeue", True)  # after a node's failure or preemption; attempts keep results apart
+    told = {
+        "name": spec.name,
+        "nodes": plan.nodes,
+        "tasks_per_node": 1,
+        "timeout_min": spec.slurm.time_minutes,
+        "signal_delay_s": int(spec.slurm.signal_delay),
+        "array_parallelism": spec.slurm.array_parallelism,
+        "setup": ["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else None,
+        "stderr_to_stdout": True,
+        # A node whose task dies takes the others' along at once, instead of after their deadlines.
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "additional_parameters": options,
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def script(path: Path, spec: JobSpec, plan: Plan) -> str:
+    """The text that sbatch gets for the run at ``path``. Works where there is no Slurm."""
+    executor = _executor(path, spec, plan)
+    if spec.slurm.array > 1:
+        executor.parameters["map_count"] = spec.slurm.array
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def submit(run: Run, spec: JobSpec, plan: Plan) -> list[str]:
+    """Queue the run; its job ids, one per world, as squeue prints them. Raises SlurmRefused."""
+    import submitit
+
+    from launcher.runtime.agent import run_agent
+
+    executor = _executor(run.path, spec, plan)
+    worlds = spec.slurm.array
+    try:
+        if worlds > 1:
+            jobs = executor.map_array(run_agent, [str(run.path)] * worlds)
+        else:
+            jobs = [executor.submit(run_agent, str(run.path))]
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        raise SlurmRefused(
+            f"sbatch refused the job: {_said(error)}",
+            where=str(run.submitit),
+            fix="launcher submit --dry-run shows the script; `sinfo` the partitions",
+        ) from error
+    ids = [job.job_id for job in jobs]
+    write_json(run.jobs, {"scheduler": "slurm", "jobs": ids, "started": time.time()})
+    return ids
+
+
+def states(jobs: list[str]) -> dict[str, str]:
+    """``pending``, ``running`` or ``gone`` per job by squeue; ``unknown`` where squeue does not answer. No sacct."""
+    argv = ["squeue", "--noheader", "--states=all", "--array", "--format=%i|%T"]
+    done = _client([*argv, "--jobs", ",".join(sorted({job.split("_")[0] for job in jobs}))])
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
+        return dict.fromkeys(jobs, "unknown")
+    said = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+    return {job: _state(said.get(job)) for job in jobs}
+
+
+def stop(jobs: list[str]) -> None:
+    """scancel. Raises SlurmRefused if it fails or does not answer."""
+    done = _client(["scancel", *jobs])
+    if done is None or done.returncode:
+        why = "scancel did not answer" if done is None else done.stderr.strip()
+        raise SlurmRefused(why, where=f"jobs {', '.join(jobs)}", fix="scancel them by hand")
+
+
+def _state(word: str | None) -> str:
+    if word in PENDING:
+        return "pending"
+    return "running" if word in RUNNING else "gone"
+
+
+def _executor(path: Path, spec: JobSpec, plan: Plan) -> Any:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """submitit's, except that the script can be written where there is no srun."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    executor = Executor(folder=Run(path).submitit, max_num_timeout=spec.slurm.max_restarts)
+    executor.update_parameters(**parameters(spec, plan))
+    return executor
+
+
+def _client(argv: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """Run one of Slurm's clients; None if it is not here or does not answer: they wait for a dead slurmctld."""
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _said(error: BaseException) -> str:
+    text = str(getattr(error, "stderr", None) or error)
+    found = re.search(r"sbatch: error: (.*)", text)
+    return found[1] if found else text.strip()

@@ -1,0 +1,168 @@
+"""The program's table of contents: load the spec, plan, create the run, hand it to a scheduler."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher import registry, state, strategies
+from launcher.errors import Busy, DoesNotFit
+from launcher.job import hub, prompts
+from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
+from launcher.job.spec import JobSpec
+from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.machines import Machines, resolve_machines
+from launcher.plan.plan import Plan
+from launcher.records import Demand
+from launcher.run import Run, read_json, request_drain
+from launcher.schedulers import slurm
+
+SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
+CANCEL_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A spec with what follows from it. ``spec`` has the model's local path and commit where they are known."""
+
+    loaded: LoadedSpec
+    spec: JobSpec
+    checkpoint: Checkpoint
+    machines: Machines
+    here: bool
+    plan: Plan
+
+
+def plan_job(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    here: bool,
+    say: Callable[[str], None],
+    fetch: bool = True,
+) -> Planned:
+    """Load, check and plan a spec for this machine (``here``) or for Slurm; writes nothing.
+
+    ``fetch``: download a hub model that is not here. Raises SpecError, UsageError, PreflightError.
+    """
+    loaded = load_spec(path, overrides)
+    model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
+    spec = loaded.spec.with_model(model)
+    checkpoint = Checkpoint.find(model)
+    machines = resolve_machines(spec, here=here)
+    plan = _place(loaded, spec, checkpoint, machines, prompts.scan(spec, SCAN_BYTES))
+    return Planned(loaded, spec, checkpoint, machines, here, plan)
+
+
+def with_script(planned: Planned, run_dir: Path | None) -> Planned:
+    """The plan with the sbatch script of the run that would be created."""
+    path = (run_dir or next_dir(planned.spec)).absolute()
+    script = slurm.script(path, planned.spec, planned.plan)
+    return replace(planned, plan=planned.plan.model_copy(update={"script": script}))
+
+
+def create_run(planned: Planned, run_dir: Path | None) -> Run:
+    """The run directory, ready to start: spec, plan and input index in it. Nothing stays behind if that fails.
+
+    Raises DoesNotFit for a plan that does not fit, Busy if the directory exists.
+    """
+    if not planned.plan.fits:
+        raise _does_not_fit(planned.plan)
+    run = Run.create(run_dir or next_dir(planned.spec))
+    try:
+        _fill(run, planned)
+    except BaseException:
+        shutil.rmtree(run.path)  # made above, by us
+        raise
+    registry.register(run)
+    return run
+
+
+def start_on_slurm(run: Run) -> list[str]:
+    """Queue the run's worlds; the job ids. Raises SlurmRefused."""
+    return slurm.submit(run, load_resolved(run.job), _plan_of(run))
+
+
+def ready_to_resume(run: Run) -> str | None:
+    """The scheduler to resume with; None if the run is complete. Raises Busy if somebody is at it."""
+    if run.manifest.exists():
+        return None
+    found = state.look(run)
+    if state.alive(found):
+        raise Busy(
+            f"the run is {found.state}",
+            where=str(run.path),
+            cause=f"jobs {', '.join(found.jobs)}",
+            fix=f"launcher status {run.name}, or launcher cancel {run.name} first",
+        )
+    return found.scheduler or "local"
+
+
+def cancel(run: Run) -> list[str]:
+    """Drain the run's live attempts, then take its jobs away; the jobs that were stopped."""
+    found = state.look(run)
+    jobs = [job for job, word in found.jobs.items() if word in ("running", "pending", "unknown")]
+    if not jobs:
+        return []
+    scheduler = state.scheduler_of(run)
+    waiting = [job for job, word in found.jobs.items() if word == "pending"]
+    if waiting:
+        scheduler.stop(waiting)
+    for attempt in run.list_attempts():
+        if not run.attempt_file(attempt, "ended").exists():
+            request_drain(run, attempt, "launcher cancel")
+    deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
+    left = jobs
+    while time.monotonic() < deadline:
+        left = [job for job, word in scheduler.states(jobs).items() if word != "gone"]
+        if not left:
+            return jobs
+        time.sleep(CANCEL_POLL_S)
+    scheduler.stop(left)
+    return jobs
+
+
+def next_dir(spec: JobSpec) -> Path:
+    """Where the next run of this spec goes."""
+    return registry.next_run_dir(Path(spec.output.dir), spec.name)
+
+
+def _place(
+    loaded: LoadedSpec, spec: JobSpec, checkpoint: Checkpoint, machines: Machines, demand: Demand
+) -> Plan:
+    """The strategy's plan; for ``auto`` that of the first strategy whose plan fits."""
+    auto = spec.parallel.strategy == "auto"
+    names = strategies.names() if auto else [spec.parallel.strategy]
+    plans = []
+    for name in names:
+        strategy = strategies.get(name)
+        loaded.check_section("parallel.options", strategy.Options, spec.parallel.options)
+        plans.append(strategy.place(checkpoint, machines, spec, demand))
+        if plans[-1].fits:
+            return plans[-1]
+    return plans[0]
+
+
+def _fill(run: Run, planned: Planned) -> None:
+    worlds = 1 if planned.here else planned.spec.slurm.array
+    demand = prompts.build_index(planned.spec, run.input, planned.spec.parallel.replicas * worlds)
+    plan = _place(planned.loaded, planned.spec, planned.checkpoint, planned.machines, demand)
+    if not plan.fits:
+        raise _does_not_fit(plan)
+    if not planned.here:
+        script = slurm.script(run.path, planned.spec, plan)
+        plan = plan.model_copy(update={"script": script})
+    run.spec.write_text(planned.loaded.text)
+    run.plan.write_text(plan.model_dump_json(indent=1) + "\n")
+    run.job.write_text(dump_spec(planned.spec))  # last: it is what makes the directory a run
+
+
+def _does_not_fit(plan: Plan) -> DoesNotFit:
+    return DoesNotFit("; ".join(plan.reasons), fix="launcher plan shows what sits where")
+
+
+def _plan_of(run: Run) -> Plan:
+    return Plan.model_validate(read_json(run.plan))
