@@ -27,18 +27,25 @@ app = typer.Typer(
 
 Spec = Annotated[Path, typer.Argument(help="the job spec, a YAML file", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="spec values to replace", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="spec values to replace", show_default=False),
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="put the run exactly there")]
 RunRef = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="directory, name or Slurm job id; the latest if left out", show_default=False),
+    typer.Argument(
+        metavar="[RUN]",
+        help="directory, name or Slurm job id; the latest if left out",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, nothing else")]
 
 
 @app.command(epilog="Example: launcher run configs/demo.yaml generation.max_new_tokens=4")
-def run(spec: Spec, overrides: Overrides = None, run_dir: RunDir = None, as_json: Json = False) -> None:
+def run(
+    spec: Spec, overrides: Overrides = None, run_dir: RunDir = None, as_json: Json = False
+) -> None:
     """Run a job here; ends when the run is done."""
     from launcher import submit
 
@@ -46,27 +53,39 @@ def run(spec: Spec, overrides: Overrides = None, run_dir: RunDir = None, as_json
     _foreground(submit.create_run(planned, run_dir), as_json)
 
 
-@app.command("submit", epilog="Example: launcher submit configs/llama2-70b-sequential.yaml --dry-run")
+@app.command(
+    "submit", epilog="Example: launcher submit configs/llama2-70b-sequential.yaml --dry-run"
+)
 def submit_job(
     spec: Spec,
     overrides: Overrides = None,
     run_dir: RunDir = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print plan and script, submit nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print plan and script, submit nothing")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Send a job to Slurm; prints the run and the job id."""
     from launcher import submit
 
-    planned = submit.plan_job(spec, overrides or [], here=False, say=_say(as_json), fetch=not dry_run)
+    planned = submit.plan_job(
+        spec, overrides or [], here=False, say=_say(as_json), fetch=not dry_run
+    )
     if dry_run:
         _show_plan(submit.with_script(planned, run_dir), as_json)
         return
     created = submit.create_run(planned, run_dir)
     jobs = submit.start_on_slurm(created)
-    _out({"run": str(created.path), "jobs": jobs}, as_json, f"run {created.path}\njob {' '.join(jobs)}")
+    _out(
+        {"run": str(created.path), "jobs": jobs},
+        as_json,
+        f"run {created.path}\njob {' '.join(jobs)}",
+    )
 
 
-@app.command(epilog="Example: launcher plan configs/llama2-70b-sequential.yaml resources.gpus_per_node=8")
+@app.command(
+    epilog="Example: launcher plan configs/llama2-70b-sequential.yaml resources.gpus_per_node=8"
+)
 def plan(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say whether a job fits and what sits where, and show the sbatch script; starts nothing."""
     from launcher import submit
@@ -98,7 +117,9 @@ def status(run: RunRef = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: launcher logs -f --rank 0")
 def logs(
     run: RunRef = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until the run ends")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="go on until the run ends")
+    ] = False,
     rank: Annotated[int | None, typer.Option("--rank", help="of this rank only")] = None,
     as_json: Json = False,
 ) -> None:
@@ -122,7 +143,11 @@ def cancel(run: RunRef = None, as_json: Json = False) -> None:
 
     found = registry.find(run)
     jobs = submit.cancel(found)
-    _out({"run": str(found.path), "stopped": jobs}, as_json, f"stopped {found.name}: {len(jobs)} jobs")
+    _out(
+        {"run": str(found.path), "stopped": jobs},
+        as_json,
+        f"stopped {found.name}: {len(jobs)} jobs",
+    )
 
 
 @app.command(epilog="Example: launcher resume demo-0001")
@@ -138,7 +163,11 @@ def resume(run: RunRef = None, as_json: Json = False) -> None:
         _foreground(found, as_json)
     else:
         jobs = submit.start_on_slurm(found)
-        _out({"run": str(found.path), "jobs": jobs}, as_json, f"run {found.path}\njob {' '.join(jobs)}")
+        _out(
+            {"run": str(found.path), "jobs": jobs},
+            as_json,
+            f"run {found.path}\njob {' '.join(jobs)}",
+        )
 
 
 @app.command(epilog="Example: launcher verify demo-0001")
@@ -148,7 +177,10 @@ def verify(run: RunRef = None, as_json: Json = False) -> None:
 
     found = registry.find(run)
     problems = ledger.verify(found)
-    text = "\n".join(problems) or f"{found.name}: every row is there once, in order; the hashes are right"
+    text = (
+        "\n".join(problems)
+        or f"{found.name}: every row is there once, in order; the hashes are right"
+    )
     _out({"run": str(found.path), "ok": not problems, "problems": problems}, as_json, text)
     if problems:
         raise typer.Exit(1)
@@ -210,7 +242,11 @@ def _finished(run: Run, as_json: bool) -> None:
 
     summary = read_json(run.summary)
     if summary is None or not run.manifest.exists():
-        raise RunFailed("the run stopped before all rows were done", where=str(run.path), fix=f"launcher resume {run.path}")
+        raise RunFailed(
+            "the run stopped before all rows were done",
+            where=str(run.path),
+            fix=f"launcher resume {run.path}",
+        )
     _out({"run": str(run.path), **summary}, as_json, summary_table(summary))
     _out(None, as_json, f"\n{run.outputs}")
     if summary["rows"]["failed"]:

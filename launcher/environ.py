@@ -74,6 +74,12 @@ def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict
     return env
 
 
+def visible_gpus() -> list[str] | None:
+    """The GPUs that this process is left with, as indices or uuids; None if it may use all of its node."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # set by Slurm, or by a user who shares a machine
+    return None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+
+
 def show_gpus(indices: tuple[int, ...]) -> None:
     """Leave this process only these of its node's GPUs; before torch is imported."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -46,7 +46,9 @@ def find(reference: str | None) -> Run:
         raise UsageError(f"no run {reference!r}", fix="launcher list shows the runs")
     if len(found) > 1:
         places = ", ".join(str(run.path) for run in found)
-        raise UsageError(f"several runs are called {reference!r}", fix=f"give the directory: {places}")
+        raise UsageError(
+            f"several runs are called {reference!r}", fix=f"give the directory: {places}"
+        )
     return found[0]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,23 @@ class Run:
     def journal(self, attempt: Attempt, rank: int) -> Path:
         return self.journals / f"{attempt.name}-r{rank:04d}.jsonl"
 
+    def list_journals(self, attempt: Attempt | None = None) -> list[Path]:
+        """Journals in order of world, attempt and rank."""
+        return sorted(self.journals.glob(f"{attempt.name if attempt else 'w'}*.jsonl"))
+
+    @property
+    def merged(self) -> Path:
+        """How far each journal was read by the merge that found every row: fixes the results for good."""
+        return self.journals / "merged.json"
+
+    def claim(self, chunk: int, generation: int) -> Path:
+        """Claims on one chunk; that of the highest generation is in force."""
+        return self.claims / f"{chunk:06d}.g{generation}"
+
+    def claimant(self, attempt: Attempt, rank: int) -> Path:
+        """Says who claims; every claim of that rank is a link to it."""
+        return self.claims / f"{attempt.name}-r{rank:04d}"
+
     # Attempts.
     @property
     def attempts(self) -> Path:
@@ -198,7 +216,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 @contextlib.contextmanager
 def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         if durable:
@@ -211,16 +229,23 @@ def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def create_exclusive(path: Path, text: str) -> bool:
-    """Create ``path`` with ``text`` if nobody has; True if this call did it."""
+    """Create ``path`` with all of ``text`` if nobody has; True if this call did it."""
+    temporary = _beside(path)
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return True
+        temporary.write_text(text)
+        sync_file(temporary)
+        try:
+            os.link(temporary, path)  # unlike O_EXCL, nobody ever sees the file empty
+        except FileExistsError:
+            return path.samefile(temporary)  # NFS may have lost the answer to a link that was made
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def request_drain(run: Run, attempt: Attempt, reason: str) -> None:

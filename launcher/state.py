@@ -72,7 +72,9 @@ def scheduler_of(run: Run) -> Any:
     """The scheduler's module, by the name in the run. Raises LauncherError for a run never started."""
     given = read_json(run.jobs)
     if given is None:
-        raise LauncherError("the run was never started", where=str(run.path), fix=f"launcher resume {run.path}")
+        raise LauncherError(
+            "the run was never started", where=str(run.path), fix=f"launcher resume {run.path}"
+        )
     return importlib.import_module(f"launcher.schedulers.{given['scheduler']}")
 
 
@@ -133,7 +135,9 @@ def _word(
 
 
 def _speed(ranks: list[dict[str, Any]]) -> float | None:
-    rates = [r["completion_tokens"] / _span(r) for r in ranks if r["completion_tokens"] and _span(r)]
+    rates = [
+        r["completion_tokens"] / _span(r) for r in ranks if r["completion_tokens"] and _span(r)
+    ]
     return sum(rates) if rates else None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import registry, state, strategies
-from launcher.errors import Busy, DoesNotFit
+from launcher.errors import Busy, DoesNotFit, PreflightError
 from launcher.job import hub, prompts
 from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
 from launcher.job.spec import JobSpec
@@ -51,7 +51,7 @@ def plan_job(
     loaded = load_spec(path, overrides)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
     spec = loaded.spec.with_model(model)
-    checkpoint = Checkpoint.find(model)
+    checkpoint = _checkpoint(model)
     machines = resolve_machines(spec, here=here)
     plan = _place(loaded, spec, checkpoint, machines, prompts.scan(spec, SCAN_BYTES))
     return Planned(loaded, spec, checkpoint, machines, here, plan)
@@ -128,6 +128,23 @@ def cancel(run: Run) -> list[str]:
 def next_dir(spec: JobSpec) -> Path:
     """Where the next run of this spec goes."""
     return registry.next_run_dir(Path(spec.output.dir), spec.name)
+
+
+def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
+    """From the local copy's headers, the hub's metadata, or the built-in table where no hub answers."""
+    if model.path is not None:
+        return Checkpoint.read(model.path)
+    if model.commit is not None:
+        return Checkpoint.from_headers(*hub.remote_metadata(model.name, model.commit))
+    known = Checkpoint.known(model.name)
+    if known is None:
+        raise PreflightError(
+            f"{model.name} is not here, and the hub does not answer",
+            where="model.path",
+            cause=model.note,
+            fix="run this where there is a network, or give a directory",
+        )
+    return known
 
 
 def _place(

@@ -40,10 +40,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen3": {**_GROUPED},
     "mistral": {**_GROUPED, "sliding_window": WINDOW},
     "gemma2": {**_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},
-    "gpt_neox": {},
+    "gpt_neox": {"initializer_range": 0.6},
     "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
-_TIED = {"gemma2": True}
+_TIED: dict[str, bool] = {}
 
 
 def make_model(path: Path, architecture: str, *, seed: int = 0, **changes: Any) -> Path:

@@ -27,6 +27,7 @@ CODES = {
     "unsupported_option": "the body sets an option that has no counterpart here",
     "too_long": "prompt and new tokens are more than the model's context or a slot can hold",
     "bad_template": "the chat template refuses the messages",
+    "not_a_number": "the model's logits are NaN: it overflowed, or its weights are broken",
 }
 
 

@@ -53,7 +53,8 @@ def _expand(entry: str) -> list[Path]:
     path = Path(entry)
     if path.exists() or not glob.has_magic(entry):
         return [path]
-    matches = sorted(glob.glob(entry, recursive=True))
+    # As in a shell, * leaves hidden files out; Path.glob would not.
+    matches = sorted(glob.glob(entry, recursive=True))  # noqa: PTH207
     if not matches:
         raise UsageError(f"no file matches {entry!r}", where="input.path", fix="mend the pattern")
     return [Path(match) for match in matches]
@@ -138,7 +139,9 @@ def _format_of_rows(path: Path) -> str:
     if path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
         return "jsonl"
     raise UsageError(
-        "cannot tell the format of the input", where=str(path), fix="set input.format: jsonl | openai | text"
+        "cannot tell the format of the input",
+        where=str(path),
+        fix="set input.format: jsonl | openai | text",
     )
 
 
@@ -161,7 +164,9 @@ class Readers:
         """Up to ``length`` bytes at ``offset``. Raises OSError."""
         descriptor = self._open.get(path)
         if descriptor is None:
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = self._open[path] = os.open(
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            )
             if len(self._open) > self._limit:
                 os.close(self._open.popitem(last=False)[1])
         else:

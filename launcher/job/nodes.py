@@ -17,6 +17,7 @@ from launcher.errors import Problem, SpecError
 
 MAX_DEPTH = 50
 MAX_PROBLEMS = 50
+MAX_VALUES = 20_000
 
 # libyaml where PyYAML was built with it: a hostile megabyte costs milliseconds, not seconds.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,7 +51,7 @@ class Node:
 
     def is_null(self) -> bool:
         """Whether this is YAML's null, or nothing at all."""
-        return self.plain and self.value in {"", "~", "null", "Null", "NULL"}
+        return self.plain and self.value in ("", "~", "null", "Null", "NULL")
 
 
 def place(name: str, text: str, offset: int) -> str:
@@ -90,7 +91,8 @@ class _Reader:
     def __init__(self, text: str, where: Callable[[Any], str]) -> None:
         self.problems: list[Problem] = []
         self._where = where
-        self._source: Iterator[Any] = yaml.parse(text, Loader=_Loader)
+        self._values = 0
+        self._events = self._read(text)
 
     def problem(self, where: str, what: str, hint: str | None = None) -> None:
         """Note a mistake; gives up when there are too many for anybody to read."""
@@ -101,7 +103,7 @@ class _Reader:
     def document(self, start: str) -> Node:
         """The only document of the stream; an empty scalar if there is none."""
         root: Node | None = None
-        for event in self._events():
+        for event in self._events:
             if isinstance(event, yaml.NodeEvent):
                 root = self._node(event, start, 0)
             elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
@@ -113,27 +115,29 @@ class _Reader:
                 break
         return root or Node("", start, start, plain=True)
 
-    def _events(self) -> Iterator[Any]:
+    def _read(self, text: str) -> Iterator[Any]:
         try:
-            yield from self._source
+            yield from yaml.parse(text, Loader=_Loader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            where = self._where(mark or yaml.Mark("", 0, 0, 0, None, None))
+            where = self._where(mark) if mark else "the text"
             what = str(getattr(error, "problem", None) or "this can't be read")
             problem = Problem(where, f"not YAML: {what}", _syntax_hint(what))
             raise SpecError([*self.problems, problem]) from None
 
-    def _next(self) -> Any:
-        return next(self._events())
-
     def _node(self, event: Any, key_where: str, depth: int) -> Node:
         where = self._where(event.start_mark)
         if depth > MAX_DEPTH:
-            raise SpecError([*self.problems, Problem(where, f"nested over {MAX_DEPTH} levels deep")])
+            raise SpecError(
+                [*self.problems, Problem(where, f"nested over {MAX_DEPTH} levels deep")]
+            )
         if isinstance(event, yaml.AliasEvent):
             hint = "quote a value that begins with *"
-            self.problem(where, f"aliases (*{event.anchor[:40]}) are not allowed", hint)
+            self.problem(where, f"aliases (*{str(event.anchor)[:40]}) are not allowed", hint)
             return Node("", where, key_where)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise SpecError([*self.problems, Problem(where, f"more than {MAX_VALUES} values")])
         self._check_properties(event, where)
         if isinstance(event, yaml.ScalarEvent):
             if _UNWRITABLE.search(event.value):
@@ -153,16 +157,16 @@ class _Reader:
 
     def _list(self, depth: int) -> list[Node]:
         items = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             items.append(self._node(event, self._where(event.start_mark), depth + 1))
         return items
 
     def _mapping(self, depth: int) -> dict[str, Node]:
         items: dict[str, Node] = {}
-        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             where = self._where(event.start_mark)
             key = self._node(event, where, depth + 1)
-            value = self._node(self._next(), where, depth + 1)
+            value = self._node(next(self._events), where, depth + 1)
             if not isinstance(key.value, str):
                 self.problem(where, "a key is text", "quote a value that begins with { or [")
             elif key.value in items:
@@ -174,10 +178,8 @@ class _Reader:
 
 
 def _syntax_hint(problem: str) -> str | None:
-    if "\\t" in problem or "'\t'" in problem:
-        return "indent with spaces, not tabs"
     if "mapping values are not allowed" in problem:
         return "quote a value that holds a colon and a space"
     if "cannot start any token" in problem or "could not find expected" in problem:
-        return "quote a value with special characters"
+        return "quote a value with special characters, and indent with spaces, not tabs"
     return None

@@ -12,7 +12,7 @@ from launcher.job.codes import RowError, quote
 from launcher.job.spec import GenerationSpec
 from launcher.records import Failure, Request, Sampling
 
-KEYS = tuple(GenerationSpec.model_fields)
+KEYS = GenerationSpec.model_fields.keys()
 MAX_ID = 1024
 MAX_NEW_TOKENS = 1 << 20
 
@@ -23,13 +23,17 @@ def parse_row(data: bytes, form: str, index: int, defaults: GenerationSpec) -> R
     try:
         text = _decode(data)
         row = {"prompt": text} if form == "text" else _load(text)
-        row_id = _row_id(row, "custom_id" if form == "openai" else "id", row_id)
+        given = _row_id(row, "custom_id" if form == "openai" else "id", row_id)
+        escapes = "\\u" in text  # they can spell what UTF-8 can't hold
+        if escapes:
+            _check_characters(given)
+        row_id = given
         if form == "openai":
             row = openai.request_of(row)
         prompt, messages = _prompt(row)
         sampling = _sampling(row, defaults, index)
-        if "\\u" in text:  # escapes can spell what UTF-8 can't hold
-            _check_characters([row_id, prompt, messages, sampling.stop])
+        if escapes:
+            _check_characters([prompt, messages, sampling.stop])
         return Request(index, row_id, sampling, prompt, messages)
     except RowError as error:
         return Failure(index, row_id, error.code, str(error))
@@ -84,7 +88,6 @@ def _row_id(row: dict[str, Any], key: str, default: str) -> str:
     text = str(value)
     if len(text) > MAX_ID:
         raise RowError("bad_id", f"{key} has {len(text)} characters, the most are {MAX_ID}")
-    _check_characters(text)
     return text
 
 
@@ -97,7 +100,9 @@ def _prompt(row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | Non
             raise RowError("bad_messages", "messages must be a list with at least one message")
         return None, [_message(number, message) for number, message in enumerate(messages)]
     if prompt is None or prompt == "":
-        raise RowError("no_prompt", "the prompt is empty" if prompt == "" else "no prompt and no messages")
+        raise RowError(
+            "no_prompt", "the prompt is empty" if prompt == "" else "no prompt and no messages"
+        )
     if not isinstance(prompt, str):
         raise RowError("bad_prompt", f"prompt must be text, not {quote(prompt)}")
     return prompt, None
@@ -106,25 +111,31 @@ def _prompt(row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | Non
 def _message(number: int, message: Any) -> dict[str, Any]:
     """Other keys than role and content are the chat template's."""
     if not isinstance(message, dict):
-        raise RowError("bad_messages", f"messages[{number}] must be an object, not {quote(message)}")
+        raise RowError(
+            "bad_messages", f"messages[{number}] must be an object, not {quote(message)}"
+        )
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise RowError("bad_messages", f"messages[{number}].role must be text, not {quote(role)}")
     if isinstance(content, list):
         return {**message, "content": "\n".join(_part(number, part) for part in content)}
     if not isinstance(content, str):
-        raise RowError("bad_messages", f"messages[{number}].content must be text, not {quote(content)}")
+        raise RowError(
+            "bad_messages", f"messages[{number}].content must be text, not {quote(content)}"
+        )
     return message
 
 
 def _part(number: int, part: Any) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise RowError("bad_messages", f"messages[{number}].content has a part that is not text: {quote(part)}")
+    raise RowError(
+        "bad_messages", f"messages[{number}].content has a part that is not text: {quote(part)}"
+    )
 
 
 def _sampling(row: dict[str, Any], defaults: GenerationSpec, index: int) -> Sampling:
-    own = {key: row[key] for key in KEYS if row.get(key) is not None}
+    own = {key: row[key] for key in KEYS & row.keys() if row[key] is not None}
     spec = _validated(own, defaults) if own else defaults
     # Rows without a seed of their own draw differently from each other, each the same in every run.
     seed = spec.seed if "seed" in own else (spec.seed + index) % 2**63
@@ -138,15 +149,17 @@ def _validated(own: dict[str, Any], defaults: GenerationSpec) -> GenerationSpec:
         own["stop"] = [own["stop"]]
     for key, value in own.items():
         if isinstance(value, (bool, str)):  # pydantic would take true for 1 and "2" for 2
-            raise RowError("bad_sampling", f"{key} must be a number, not {quote(value)}")
-    if "" in own.get("stop", ()):
-        raise RowError("bad_sampling", "stop: an empty text ends every generation at once")
+            raise RowError("bad_sampling", f"{key} can't be {quote(value)}")
     try:
-        spec = GenerationSpec.model_validate({**dict(defaults), **own})
+        spec = GenerationSpec.model_validate(vars(defaults) | own)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise RowError("bad_sampling", f"{key}: {first['msg']}, not {quote(first['input'])}") from None
+        raise RowError(
+            "bad_sampling", f"{key}: {first['msg']}, not {quote(first['input'])}"
+        ) from None
+    if "" in spec.stop:
+        raise RowError("bad_sampling", "stop: an empty text ends every generation at once")
     if spec.max_new_tokens > MAX_NEW_TOKENS:  # one row must not ask for a plan that nothing fits
         raise RowError("bad_sampling", f"max_new_tokens: the most are {MAX_NEW_TOKENS}")
     return spec

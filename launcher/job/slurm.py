@@ -11,11 +11,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from launcher.job.section import Count, Seconds, Section
+from launcher.job.section import Count, Matching, Seconds, Section
 
+_OURS = {
+    *("site", "array", "array_parallelism", "setup", "env"),
+    *("max_restarts", "signal_delay", "network_interface"),
+}
 _TIME = re.compile(
-    r"(?:(?P<days>\d{1,5})-(?P<day_hours>\d{1,2})(?::(?P<day_minutes>\d{2})(?::(?P<day_seconds>\d{2}))?)?"
-    r"|(?P<hours>\d{1,6}):(?P<minutes>\d{2}):(?P<seconds>\d{2})"
+    r"(?:(?P<days>\d{1,5})-(?P<day_hours>\d{1,2})(?::(?P<day_minutes>\d{1,2})(?::(?P<day_seconds>\d{1,2}))?)?"
+    r"|(?P<hours>\d{1,6}):(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2})"
     r"|(?P<bare_minutes>\d{1,8}))"
 )
 
@@ -23,7 +27,9 @@ _TIME = re.compile(
 def _minutes(text: str) -> int:
     """Minutes of an sbatch time, rounded up. Raises ValueError for what is not a time."""
     if re.fullmatch(r"\d+:\d+", text):
-        raise ValueError(f"is ambiguous (sbatch reads minutes:seconds): write {text}:00 or 0:{text}")
+        raise ValueError(
+            f"is ambiguous (sbatch reads minutes:seconds): write {text}:00 or 0:{text}"
+        )
     match = _TIME.fullmatch(text)
     part = {k: int(v) for k, v in match.groupdict().items() if v} if match else {}
     sixties = ("day_minutes", "day_seconds", "minutes", "seconds")
@@ -49,9 +55,11 @@ def _lines(value: Any) -> Any:
     return value.splitlines() if isinstance(value, str) else value
 
 
-Word = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
+Word = Annotated[str, Matching(r"[^\x00-\x1f\x7f]{1,4096}", "one line without control characters")]
 Time = Annotated[Word, AfterValidator(_time)]
-Memory = Annotated[str, Field(pattern=r"^\d{1,12}[KMGTkmgt]?$", description="such as 64G")]
+Memory = Annotated[str, Matching(r"\d{1,12}[KMGTkmgt]?", "a size such as 64G")]
+Variable = Annotated[str, Matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")]
+Interface = Annotated[str, Matching(r"[A-Za-z0-9_.,=^@-]{1,64}", "the name of an interface")]
 Flag = bool | None
 Text = Word | None
 
@@ -116,7 +124,9 @@ class SlurmSpec(Section):
     container_mount_home: Flag = None
 
     # Ours.
-    site: str | None = Field(None, description="site profile whose values stand in for missing ones")
+    site: str | None = Field(
+        None, description="site profile whose values stand in for missing ones"
+    )
     array: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="independent worlds that share this run"
     )
@@ -124,7 +134,7 @@ class SlurmSpec(Section):
     setup: Annotated[list[str], BeforeValidator(_lines)] = Field(
         default_factory=list, description="shell lines that run before the launcher on each node"
     )
-    env: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
+    env: list[Variable] = Field(
         default_factory=list,
         description="names of variables that travel to the job beside those every process needs",
     )
@@ -132,9 +142,20 @@ class SlurmSpec(Section):
     signal_delay: Annotated[Seconds, Field(le=65535)] = Field(
         90.0, description="how long before its time limit a job is told to drain"
     )
-    network_interface: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,=^@-]{1,64}$")] | None = Field(
+    network_interface: Interface | None = Field(
         None, description="interface that gloo and NCCL use, where the guess is wrong"
     )
+
+    def sbatch_options(self) -> dict[str, str | int | bool]:
+        """sbatch's options that are asked for, spelled with underscores.
+
+        True is a bare flag. A flag that is off is left out, or is sbatch's word for the opposite.
+        """
+        asked = self.model_dump(exclude=_OURS, exclude_none=True)
+        for name in ("requeue", "container_mount_home"):
+            if asked.get(name) is False:
+                asked[f"no_{name}"] = True
+        return {name: value for name, value in asked.items() if value is not False}
 
     @property
     def time_minutes(self) -> int | None:

@@ -7,12 +7,15 @@ are derived from these classes, so a field is stated once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from launcher.job.section import Auto, Count, Ranks, Seconds, Section
+from launcher.job.section import Auto, Count, Matching, Ranks, Seconds, Section
 from launcher.job.slurm import SlurmSpec
+
+if TYPE_CHECKING:
+    from launcher.job.hub import ResolvedModel
 
 __all__ = ["JobSpec", "Seconds", "Section", "SlurmSpec", "strategy_names"]
 
@@ -29,17 +32,15 @@ def _known_strategy(name: str) -> str:
     return name
 
 
-def _not_a_folder(name: str) -> str:
-    if name in {".", ".."}:
-        raise ValueError("should be a name that a folder can have")
-    return name
+_REVISION = r"(?!.*\.\.)[A-Za-z0-9_.][A-Za-z0-9_./+-]{0,254}"
+_NAME = "1 to 64 letters (a-z), digits, dots, dashes and underscores"
 
 
 class ModelSpec(Section):
     """Which model, and in what form its weights are held."""
 
     path: str = Field(min_length=1, description="a directory (relative to the spec) or a hub id")
-    revision: str | None = Field(
+    revision: Annotated[str, Matching(_REVISION, "a branch, tag or commit")] | None = Field(
         None, description="of a hub id: branch, tag or commit; the commit is recorded"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -53,7 +54,7 @@ class ParallelSpec(Section):
     strategy: Annotated[str, AfterValidator(_known_strategy)] = Field(
         "sequential",
         description="a module of launcher.strategies",
-        json_schema_extra=lambda schema: schema.update(enum=strategy_names()),
+        json_schema_extra=lambda schema: schema.update(enum=[*strategy_names()]),
     )
     stages: Ranks = 1
     schedule: Literal["naive", "gpipe", "ring"] = "ring"
@@ -124,10 +125,7 @@ class LimitsSpec(Section):
 class JobSpec(Section):
     """One job spec, as written: paths and the site profile are resolved by job/load.py."""
 
-    name: Annotated[str, AfterValidator(_not_a_folder)] = Field(
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="1 to 64 of the letters a-z, A-Z, digits, dot, dash and underscore",
-    )
+    name: Annotated[str, Matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}", _NAME)]
     task: Literal["generate", "score", "script"] = "generate"
     model: ModelSpec
     parallel: ParallelSpec = ParallelSpec()
@@ -138,3 +136,11 @@ class JobSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()
+
+    def with_model(self, found: ResolvedModel) -> JobSpec:
+        """This spec with the model's local path and commit, as far as they are known."""
+        update = {
+            "path": str(found.path or self.model.path),
+            "revision": found.commit or self.model.revision,
+        }
+        return self.model_copy(update={"model": self.model.model_copy(update=update)})

@@ -72,6 +72,12 @@ class Recorder:
         self._file: IO[bytes] | None = path.open("xb") if path else None
         self._write([{"format": 1, **header, "clock": reference, "window_us": WINDOW_US}])
 
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def span(self, kind: str, stage: int = 0, group: int = 0, step: int = 0) -> _Open:
         """``with recorder.span("decode", stage, group, step): ...`` adds the time that the block took."""
         return _Open(self, kind, stage, group, step)

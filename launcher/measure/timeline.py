@@ -82,7 +82,8 @@ def compute_window(timelines: Iterable[Timeline]) -> tuple[float, float] | None:
     computes = [spans for timeline in timelines if len(spans := timeline.select(*COMPUTE))]
     if not computes:
         return None
-    return min(s["start"].min() for s in computes), max(s["end"].max() for s in computes)
+    begin = min(spans["start"].min() for spans in computes)
+    return float(begin), float(max(spans["end"].max() for spans in computes))
 
 
 def _read(path: Path, extras: bool) -> Timeline | None:

@@ -14,7 +14,7 @@ from launcher.measure.timeline import Timeline, read_timelines
 from launcher.run import publish
 
 
-def write_trace(timelines: Iterable[Path], path: Path, limit: int = 500_000) -> None:
+def write_trace(timelines: Iterable[Path], path: Path, limit: int = 200_000) -> None:
     """Write the spans of these timelines to ``path``: one process per rank and attempt, one thread per stage,
     and one beside it for its transfers, which overlap its computing.
 

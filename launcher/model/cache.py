@@ -13,7 +13,11 @@ BLOCK = 256  # positions that a cache grows by
 
 
 class Access(Protocol):
-    """How one forward pass writes its keys (or values) into the rows and what it then attends to."""
+    """How one forward pass writes its keys (or values) into the rows and what it then attends to.
+
+    A row that begins anew is cleared: masked positions weigh nothing, but nothing times NaN is NaN, and the
+    sequence that was there before may have ended in that.
+    """
 
     @property
     def past(self) -> int:
@@ -38,9 +42,12 @@ class Together:
     def __post_init__(self) -> None:
         self.past = int(self.positions.max())
         self.length = self.past + 1
+        self._fresh = [row for row, start in enumerate(self.positions.tolist()) if not start]
 
     def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         rows, positions = self._on(new.device)
+        for row in self._fresh:
+            stored[row] = 0
         stored[rows, :, positions] = new[:, :, 0]
         return stored[: len(self.positions), :, : self.length]
 
@@ -74,6 +81,8 @@ class Packed:
             self.rows, self.starts, ends, new[0].split(self.counts, dim=1), strict=True
         ):
             stored[row, :, start:end] = part
+            if not start:
+                stored[row, :, end:] = 0
         if not any(self.starts):
             return new
         known = [stored[row, :, :end] for row, end in zip(self.rows, ends, strict=True)]
@@ -93,8 +102,9 @@ class SlotLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = self._grown(None, key_states)
-        self.values = self._grown(None, value_states)
+        """Make room for the pass in progress."""
+        self.keys = self._grown(self.keys, key_states)
+        self.values = self._grown(self.values, value_states)
         self.is_initialized = True
 
     def update(
@@ -103,15 +113,12 @@ class SlotLayer(CacheLayerMixin):
         """Exchange this pass's keys and values, as its access says."""
         access = self.cache.access
         assert access is not None, "a forward pass without SlotCache.begin"
-        if not self.is_initialized:
+        if self.keys is None or self.values is None or self.keys.shape[2] < access.length:
             self.lazy_initialization(key_states, value_states)
-        elif self.keys.shape[2] < access.length:
-            self.keys = self._grown(self.keys, key_states)
-            self.values = self._grown(self.values, value_states)
+        assert self.keys is not None and self.values is not None
         return access.exchange(self.keys, key_states), access.exchange(self.values, value_states)
 
     def _grown(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        """Zeros, not rubbish: a masked position weighs nothing, and nothing times NaN is NaN."""
         capacity = self.cache.capacity()
         grown = like.new_zeros(self.cache.slots, like.shape[1], capacity, like.shape[3])
         if old is not None:
@@ -120,9 +127,9 @@ class SlotLayer(CacheLayerMixin):
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two rows."""
-        if not self.is_initialized:
-            return
         for stored in (self.keys, self.values):
+            if stored is None:
+                return
             kept = stored[one].clone()
             stored[one] = stored[other]
             stored[other] = kept
@@ -153,7 +160,8 @@ class SlotCache(Cache):
         self.access: Access | None = None
         self._row_of = list(range(slots))
         self._slot_in = list(range(slots))
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+        self._layers = [SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=[*self._layers])
 
     def begin(self, access: Access) -> None:
         """The next forward pass is about ``access``. Raises ValueError if a row would be too long."""
@@ -184,7 +192,7 @@ class SlotCache(Cache):
         return self.rows(slots)
 
     def _swap(self, one: int, other: int) -> None:
-        for layer in self.layers:
+        for layer in self._layers:
             layer.swap(one, other)
         slots = self._slot_in
         slots[one], slots[other] = slots[other], slots[one]

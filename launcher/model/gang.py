@@ -37,7 +37,9 @@ class Gang:
         """
         if size == 1:
             return cls(0, 1, (socket.gethostname(),), 0.0)
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size
+        )
         hosts = _all_hosts(size)
         prints = torch.empty(size, dtype=torch.int64)
         dist.all_gather_into_tensor(prints, torch.tensor([fingerprint]))

@@ -9,12 +9,28 @@ from typing import Any
 
 import torch
 
+from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
 from launcher.model.cache import Access, Packed, SlotCache, Together
 from launcher.model.masks import Mask, Masks, Places
+from launcher.model.packed import pack_linears
 from launcher.model.sampling import draw
 from launcher.model.step import Step
-from launcher.plan.plan import Batch
+from launcher.model.weights import Loading, load_model
+from launcher.plan.plan import Batch, Placement, Plan
+
+
+def load_local(
+    placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder
+) -> LocalStepModel:
+    """The model of ``spec`` as ``placement`` spreads it over this rank's devices.
+
+    Raises WeightsError or PreflightError as load_model does.
+    """
+    model = load_model(spec.model, Loading(plan.dtype, placement.device_map))
+    if not getattr(model, "hf_device_map", None):
+        pack_linears(model)
+    return LocalStepModel(model, plan.batch, recorder)
 
 
 class LocalStepModel:
@@ -91,7 +107,9 @@ class LocalStepModel:
             mask = None if len(access.rows) == 1 else self._packed_mask(access, positions)
             ends = torch.tensor(access.counts).cumsum(0) - 1
             logits.append(
-                self._forward(cache, access, self._send(tokens)[None], positions[None], mask, ends)[0]
+                self._forward(cache, access, self._send(tokens)[None], positions[None], mask, ends)[
+                    0
+                ]
             )
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
@@ -154,7 +172,11 @@ def main_device(model: Any) -> torch.device:
     spread = getattr(model, "hf_device_map", None) or {}
     devices = [place for place in spread.values() if place not in ("cpu", "disk")]
     if devices:
-        return torch.device("cuda", devices[0]) if isinstance(devices[0], int) else torch.device(devices[0])
+        return (
+            torch.device("cuda", devices[0])
+            if isinstance(devices[0], int)
+            else torch.device(devices[0])
+        )
     return torch.device("cpu") if spread else model.device
 
 

@@ -80,13 +80,19 @@ def text_config(config: Config) -> Config:
 
 
 def figure(config: Config, name: str, default: int | None = None, at_most: int = MOST) -> int:
-    """The count that a config gives under ``name`` or an alias. Raises ValueError if it is none."""
+    """The count that a config gives under ``name`` or an alias, at least 1 where there is no default.
+
+    Raises ValueError if there is none or it is out of bounds.
+    """
     for key in (name, *ALIASES.get(name, ())):
         value = config.get(key)
         if value is None:
             continue
-        if type(value) is not int or not 0 <= value <= at_most:
-            raise ValueError(f"{key} is {value!r}, not a count of at most {at_most:,}")
+        least = 1 if default is None else 0
+        if isinstance(value, list) and value:  # one per layer: the largest decides
+            value = max(value, key=lambda item: item if type(item) is int else -1)
+        if type(value) is not int or not least <= value <= at_most:
+            raise ValueError(f"{key} is {value!r}, not a count from {least} to {at_most:,}")
         return value
     if default is None:
         raise ValueError(f"{name} is missing")

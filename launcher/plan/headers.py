@@ -22,6 +22,7 @@ DTYPE_BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own readers
+MAX_NAME = 512
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,15 @@ def inside(directory: Path, name: str, source: Path) -> Path:
 
 
 def _tensor(key: str, entry: Any, path: Path | str, name: str) -> TensorInfo:
-    if not isinstance(entry, dict):
-        raise _broken(path, f"tensor {key} has no description")
-    dtype, shape, offsets = (entry.get(field) for field in ("dtype", "shape", "data_offsets"))
+    if not isinstance(entry, dict) or len(key) > MAX_NAME:
+        raise _broken(path, f"tensor {key[:80]} has no description, or too long a name")
+    dtype = entry.get("dtype")
+    shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if dtype not in DTYPE_BITS:
         raise _broken(path, f"tensor {key} has the unknown dtype {dtype!r}")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if shape is None or offsets is None or len(offsets) != 2:
         raise _broken(path, f"tensor {key} has a malformed shape or data_offsets")
-    tensor = TensorInfo(dtype, tuple(shape), name, offsets[0], offsets[1])
+    tensor = TensorInfo(dtype, shape, name, *offsets)
     if tensor.numel * DTYPE_BITS[dtype] != tensor.nbytes * 8:
         raise _broken(
             path,
@@ -154,8 +156,9 @@ def _tensor(key: str, entry: Any, path: Path | str, name: str) -> TensorInfo:
     return tensor
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _counts(value: Any) -> tuple[int, ...] | None:
+    whole = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return tuple(value) if whole else None
 
 
 def _no_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

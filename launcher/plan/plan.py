@@ -71,6 +71,9 @@ class Plan(Frozen):
     world_size: int
     ranks_per_node: int
     nodes: int
+    gpus_per_node: int = 0  # what is asked of Slurm; 0 on CPUs
+    peak_flops: float | None = None  # one device's, per second, in this dtype; None where not known
+    peak_bandwidth: float | None = None  # of one device's memory, bytes per second
     devices: list[DevicePlan]
     placements: list[Placement]
     batch: Batch

@@ -31,10 +31,10 @@ class Family:
     norm_bias: bool = False
     tied: bool = False  # where the config does not say
     rotary_share: float = 1.0  # of a head, where the config does not say
-    # Modules without parameters between embedding and layers, and buffers outside of rotary_emb:
-    # they weigh nothing, but a device map names them.
+    # Weigh nothing, but are part of the tree that is placed: modules between embedding and layers
+    # without parameters, and the buffer of an embedding that scales its output.
     silent: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
+    scaled_embedding: bool = False
 
 
 def family(config: Config) -> Family | None:
@@ -131,9 +131,7 @@ def _qwen2(config: Config, dims: Dims) -> Shapes:
 def _qwen3(config: Config, dims: Dims) -> Shapes:
     bias = bool(config.get("attention_bias", False))
     head_norms: Shapes = {f"self_attn.{n}_norm.weight": (dims.head_dim,) for n in ("q", "k")}
-    return (
-        _attention(dims, bias, bias) | head_norms | _gated_mlp(dims) | _norms(dims, *_TWO_NORMS)
-    )
+    return _attention(dims, bias, bias) | head_norms | _gated_mlp(dims) | _norms(dims, *_TWO_NORMS)
 
 
 def _mistral(config: Config, dims: Dims) -> Shapes:
@@ -191,7 +189,7 @@ FAMILIES = {
     "mistral": Family("MistralDecoderLayer", "MistralModel", _mistral),
     "mixtral": Family("MixtralDecoderLayer", "MixtralModel", _mixtral),
     "gemma2": Family(
-        "Gemma2DecoderLayer", "Gemma2Model", _gemma2, tied=True, buffers=("embed_tokens",)
+        "Gemma2DecoderLayer", "Gemma2Model", _gemma2, tied=True, scaled_embedding=True
     ),
     "gpt_neox": Family(
         "GPTNeoXLayer",

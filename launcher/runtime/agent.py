@@ -14,6 +14,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from types import FrameType
+from typing import Any
 
 from launcher import environ, ledger, logs
 from launcher.errors import LauncherError, SlurmRefused
@@ -125,18 +126,21 @@ def _requeue(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> 
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise SlurmRefused(
-            f"scontrol requeue: {done.stderr.strip()}", where=f"job {node.job_id}", fix="launcher resume"
+            f"scontrol requeue: {done.stderr.strip()}",
+            where=f"job {node.job_id}",
+            fix="launcher resume",
         )
 
 
 def main(path: str) -> int:
     """Run the agent as a process: one line of JSON on stdout says how it ended."""
     process.die_with_parent()
+    result: dict[str, Any]
     try:
         result, code = {"outcome": run_agent(path)}, 0
     except LauncherError as error:
         result, code = error.as_dict(), error.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last frame: whoever reads stdout is told, too
         logs.get_logger().exception("the agent failed")
         traceback.print_exc()
         result, code = LauncherError(f"the agent failed: {error!r}").as_dict(), 1

@@ -26,8 +26,9 @@ def of_ranks(
     host = socket.gethostname()
     launch_log = run.log(attempt, f"launch-{node:04d}")
     if found := ROOT_CAUSE.search(_tail(launch_log, TAIL_BYTES)):
-        rank, exit_code = int(found[1]), int(found[2])
-        return describe(run, attempt, f"rank {rank} ended with {_exit(exit_code)}", host, rank, exit_code)
+        first, status = int(found[1]), int(found[2])
+        what = f"rank {first} ended with {_exit(status)}"
+        return describe(run, attempt, what, host, first, status)
     unfinished = [rank for rank, phase in phases.items() if phase != "finished"]
     if code == 0:
         return RunFailed(
@@ -49,8 +50,12 @@ def describe(
     lines = _tail(log, TAIL_BYTES).rstrip().splitlines()[-TAIL_LINES:]
     told = "".join(f"\n    | {line}" for line in lines)
     where = host if rank is None else f"rank {rank} on {host}"
-    cause = "out of memory, or somebody ended it from outside" if exit_code == -signal.SIGKILL else None
-    return RunFailed(what + told, where=where, cause=cause, fix=f"launcher resume {run.path} (log: {log})")
+    cause = (
+        "out of memory, or somebody ended it from outside" if exit_code == -signal.SIGKILL else None
+    )
+    return RunFailed(
+        what + told, where=where, cause=cause, fix=f"launcher resume {run.path} (log: {log})"
+    )
 
 
 def _exit(code: int) -> str:

@@ -49,7 +49,9 @@ def own_address(interface: str | None) -> str:
     others = [address for address in here.values() if not address.startswith("127.")]
     if not others:
         raise PreflightError(
-            "this node has no address but loopback", where=socket.gethostname(), fix="ask the site's administrators"
+            "this node has no address but loopback",
+            where=socket.gethostname(),
+            fix="ask the site's administrators",
         )
     return others[0]
 

@@ -33,7 +33,7 @@ def main(path: str) -> int:
         _work(run, load_resolved(run.job), plan, attempt, plan.placements[env.rank])
     except LauncherError as error:
         return _leave_error(run, attempt, env.rank, error)
-    except BaseException as error:
+    except Exception as error:  # noqa: BLE001 - the last frame: the agent is told, the log has it all
         told = f"{type(error).__name__}: {error}"
         return _leave_error(run, attempt, env.rank, LauncherError(told, where=f"rank {env.rank}"))
     return 0
@@ -49,12 +49,10 @@ def _work(run: Run, spec: JobSpec, plan: Plan, attempt: Attempt, placement: Plac
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // plan.ranks_per_node))
     beat.phase("joining")
-    gang = Gang.join(
-        placement.rank, plan.world_size, _fingerprint(run, attempt), spec.limits.join
-    )
+    gang = Gang.join(placement.rank, plan.world_size, _fingerprint(run, attempt), spec.limits.join)
     logs.get_logger().info("joined %d ranks on %s", gang.size, ", ".join(sorted(set(gang.hosts))))
     gang.leave()  # replicas share nothing but the ledger
-    generate(run, spec, plan, attempt, placement, beat, gang.clock_offset)
+    generate(run, spec, plan, placement, beat, gang.clock_offset)
     beat.phase("finished")
     beat.close()
 
@@ -75,7 +73,9 @@ def _fingerprint(run: Run, attempt: Attempt) -> int:
 
 def _log_to(run: Run, attempt: Attempt, rank: int) -> None:
     """Everything this process says, libraries and crashes included, goes to the rank's own log."""
-    log = os.open(run.log(attempt, f"rank-{rank:04d}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    log = os.open(
+        run.log(attempt, f"rank-{rank:04d}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600
+    )
     os.dup2(log, 1)
     os.dup2(log, 2)
     logs.to(f"rank {rank}")
@@ -86,7 +86,9 @@ def _leave_error(run: Run, attempt: Attempt, rank: int, error: LauncherError) ->
     traceback.print_exc()
     host = os.uname().nodename
     error.where = f"rank {rank} on {host}" + (f", {error.where}" if error.where else "")
-    error.fix = error.fix or f"see {run.log(attempt, f'rank-{rank:04d}')}; launcher resume {run.path}"
+    error.fix = (
+        error.fix or f"see {run.log(attempt, f'rank-{rank:04d}')}; launcher resume {run.path}"
+    )
     write_json(run.rank_error(attempt, rank), error.as_dict())
     return error.exit_code
 

@@ -43,7 +43,9 @@ class Node:
                 fix="let `launcher submit` start the job",
             )
         launch = f"{slurm.job_id}.{slurm.restart_count}"
-        return cls(slurm.node, slurm.nodes, slurm.array_task, launch, slurm.job_id, slurm.restart_count)
+        return cls(
+            slurm.node, slurm.nodes, slurm.array_task, launch, slurm.job_id, slurm.restart_count
+        )
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,9 @@ class Watchdog:
             return None
         self.drain_seen = self.drain_seen or time.monotonic()
         if time.monotonic() - self.drain_seen > self.spec.limits.drain:
-            return Outcome("drained")  # finished rows are in the journals; those in flight are computed again
+            return Outcome(
+                "drained"
+            )  # finished rows are in the journals; those in flight are computed again
         return None
 
     def _peers(self) -> Outcome | None:
@@ -129,7 +131,9 @@ class Watchdog:
                     return self._failed(what, socket.gethostname(), rank)
                 continue
             if self.fresh.age(("rank", rank), status["updated"]) > limits.stall:
-                what = f"rank {rank} has shown no sign of life for limits.stall ({limits.stall:.0f} s)"
+                what = (
+                    f"rank {rank} has shown no sign of life for limits.stall ({limits.stall:.0f} s)"
+                )
                 return self._failed(what, status["host"], rank)
             idle = self.fresh.age(("step", rank), (phase, status["steps"]))
             if phase == "running" and idle > limits.step:
@@ -138,7 +142,9 @@ class Watchdog:
         return None
 
     def _failed(self, what: str, host: str, rank: int | None) -> Outcome:
-        return Outcome("failed", failure.describe(self.run, self.attempt, what, host, rank).as_dict())
+        return Outcome(
+            "failed", failure.describe(self.run, self.attempt, what, host, rank).as_dict()
+        )
 
     def _ended(self, code: int) -> Outcome:
         phases = {rank: _phase(self.run.status(self.attempt, rank)) for rank in self.ranks}

@@ -15,22 +15,31 @@ from launcher.run import Run, write_json
 
 CLIENT_TIMEOUT_S = 30.0
 # squeue's words for a job that will run, or run again, by itself.
-PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+PENDING = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 
 
 def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
     """What submitit's executor is told. sbatch's own options go through as they are, by their own names."""
-    options: dict[str, Any] = spec.slurm.sbatch_options()
+    options: dict[str, Any] = dict(spec.slurm.sbatch_options())
     gpus = plan.gpus_per_node
-    if gpus and not {"gres", "gpus_per_node"} & options.keys():
+    if gpus and not {"gres", "gpus_per_node"} & set(options):
         options["gpus_per_node"] = gpus
-    options.setdefault("requeue", True)  # after a node's failure or preemption; attempts keep results apart
+    options.setdefault(
+        "requeue", True
+    )  # after a node's failure or preemption; attempts keep results apart
     told = {
         "name": spec.name,
         "nodes": plan.nodes,
         "tasks_per_node": 1,
-        "timeout_min": spec.slurm.time_minutes,
         "signal_delay_s": int(spec.slurm.signal_delay),
         "array_parallelism": spec.slurm.array_parallelism,
         "setup": ["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else None,
@@ -39,7 +48,8 @@ def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
         "srun_args": ["--kill-on-bad-exit=1"],
         "additional_parameters": options,
     }
-    return {key: value for key, value in told.items() if value is not None}
+    # `time` as sbatch spells it is among the options; here None keeps submitit's default of 5 minutes out.
+    return {key: value for key, value in told.items() if value is not None} | {"time": None}
 
 
 def script(path: Path, spec: JobSpec, plan: Plan) -> str:

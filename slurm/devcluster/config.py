@@ -33,8 +33,10 @@ def addresses(shape: Shape, network: str) -> dict[str, str]:
 
 def write(folder: Path, shape: Shape, network: str, machine: str) -> None:
     """Everything below `folder` that the daemons want to find; `machine` is this machine's own address in the network."""
-    for name, mode in {"etc": 0o755, "run": 0o755, "dev": 0o755, "state": 0o700, "munge": 0o700}.items():
-        (folder / name).mkdir(mode=mode)
+    for name in ("etc", "run", "dev", "spool"):
+        (folder / name).mkdir()
+    for name in ("state", "munge"):
+        (folder / name).mkdir(mode=0o700)
     where = addresses(shape, network)
     etc = folder / "etc"
     (etc / "hosts").write_text(_hosts({**where, socket.gethostname(): machine}))
@@ -110,7 +112,7 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=200
 GresTypes=gpu
 
-# Speed: start a job when it is submitted, and find out about a lost node in ten seconds.
+# Speed: start a job when it is submitted, and notice a lost node in 20 s (MessageTimeout counts more than SlurmdTimeout).
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=100000,bf_interval=1
 PriorityType=priority/basic
@@ -121,11 +123,12 @@ UnkillableStepTimeout=30
 SlurmctldTimeout=10
 SlurmdTimeout=10
 BatchStartTimeout=10
-MessageTimeout=10
+MessageTimeout=5
 TCPTimeout=2
 ReturnToService=2
 
-# Jobs of `low` give way to those of the other two and run again later; SIGTERM comes three seconds before.
+# Jobs of `low` give way to those of the other two and run again later. They get SIGTERM (or the signal of --signal) at
+# least GraceTime earlier; Slurm looks at that only every 30 s, with GraceTime=0 they are requeued at once.
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -13,7 +13,15 @@ from pathlib import Path
 
 NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 # Slave mounts: what is mounted on the machine later is seen inside, nothing done inside is seen outside.
-UNSHARE = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"]
+UNSHARE = [
+    "unshare",
+    *NAMESPACES,
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "slave",
+]
 HOST = str(Path(__file__).with_name("host.py"))
 
 
@@ -36,7 +44,8 @@ class Host:
         with contextlib.suppress(ProcessLookupError), _pidfd(self.pid) as process:
             if self.alive():
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                select.select([process], [], [], 30)
+                if not select.select([process], [], [], 30)[0]:
+                    raise TimeoutError(f"process {self.pid} was killed and does not end")
 
 
 @dataclass
@@ -77,7 +86,9 @@ def boot(prefix: list[str], arguments: list[str], env: dict[str, str], log: Path
     with process.stdout as answer:
         if answer.readline() != "ready\n":
             process.communicate()  # closes its stdin, which ends whatever of it did start
-            raise OSError(f"host {arguments[0]} did not start; {log} says: {log.read_text()[-500:]}")
+            raise OSError(
+                f"host {arguments[0]} did not start; {log} says: {log.read_text()[-500:]}"
+            )
     pid = _innermost(process.pid)
     return Booting(Host(pid, _start(pid) or 0), process)
 

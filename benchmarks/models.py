@@ -1,0 +1,57 @@
+"""Llamas of two sizes with random weights: speed does not depend on what they say."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+SIZES: dict[str, dict[str, Any]] = {
+    "88m": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 16000,
+        "tie_word_embeddings": True,
+    },
+    "1.1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+}
+DTYPES = {"88m": torch.float32, "1.1b": torch.bfloat16}
+
+
+def build(size: str) -> LlamaForCausalLM:
+    """The llama of that size, in fp32 (88m) or bf16 (1.1b), with no token that ends a text."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **SIZES[size],
+        max_position_embeddings=2048,
+        attn_implementation="sdpa",
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+        dtype=DTYPES[size],
+    )
+    model = LlamaForCausalLM._from_config(config, dtype=DTYPES[size])
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def mixed_rows(rows: int, vocabulary: int, seed: int = 0) -> list[tuple[list[int], int]]:
+    """Prompts of 16 to 256 tokens with 4 to 96 new tokens each, both evenly spread."""
+    draw = random.Random(seed)
+    return [
+        ([draw.randrange(1, vocabulary) for _ in range(draw.randint(16, 256))], draw.randint(4, 96))
+        for _ in range(rows)
+    ]

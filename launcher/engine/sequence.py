@@ -1,0 +1,180 @@
+"""What the engine keeps of requests in flight: a Sequence each, in the slots of Groups."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from launcher.engine.text import StopFinder, Text
+from launcher.job.codes import RowError
+from launcher.model.sampling import NOT_A_NUMBER
+from launcher.model.step import Step, StepSampling
+from launcher.records import Generation, Request
+
+
+class Sequence:
+    """A request in a slot: its tokens, and how many of them the slot's cache holds."""
+
+    def __init__(self, request: Request, prompt: list[int], text: Text) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.generated: list[int] = []
+        self.cached = 0
+        self.slot = -1
+        self.alone = False  # its prompt shares a forward pass with no other
+        self.first_token_s: float | None = None  # seconds from the start of the prefill
+        self._text = text
+        self._limit = min(request.sampling.max_new_tokens, text.context - len(prompt))
+        self._stop = StopFinder(text, request.sampling.stop)
+        self._began = time.perf_counter()
+
+    @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt that the cache does not hold yet."""
+        return max(0, len(self.prompt) - self.cached)
+
+    def restart_alone(self) -> bool:
+        """Begin the prompt again, with no other row in its steps; False if that was done, or came too late.
+
+        Rows are laid end to end in prefill, and NaN goes through every mask: what one row's overflow does to its
+        neighbours is undone here, and only the row itself fails.
+        """
+        if self.alone or self.generated:
+            return False
+        self.alone, self.cached = True, 0
+        return True
+
+    def pending(self, count: int) -> list[int]:
+        """The next ``count`` tokens to feed."""
+        if self.generated:
+            return self.generated[-1:]
+        return self.prompt[self.cached : self.cached + count]
+
+    def advance(self, count: int, token: int) -> Generation | None:
+        """Take in that ``count`` tokens were fed and ``token`` was drawn after them.
+
+        Returns the generation if that finished it. Raises RowError if the logits held NaN.
+        """
+        self.cached += count
+        if self.prompt_left:
+            return None
+        if token == NOT_A_NUMBER:
+            raise RowError("not_a_number", f"the model's logits are NaN after {self.cached} tokens")
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter() - self._began
+        self.generated.append(token)
+        if token in self._text.eos:
+            return self._finish("stop", self.generated[:-1])
+        if self._stop.found(self.generated):
+            return self._finish("stop", self.generated)
+        if len(self.generated) >= self._limit:
+            return self._finish("length", self.generated)
+        return None
+
+    def _finish(self, reason: str, tokens: list[int]) -> Generation:
+        text = self._text.decode(tokens)
+        cut = self._stop.cut(text)
+        return Generation(
+            index=self.request.index,
+            id=self.request.id,
+            text=text if cut is None else cut,
+            finish_reason=reason if cut is None else "stop",
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.generated),
+        )
+
+
+class Group:
+    """The slots that step together."""
+
+    def __init__(self, number: int, slots: int) -> None:
+        self.number = number
+        self.slots: list[Sequence | None] = [None] * slots
+        self.in_flight = False
+        self._prefills = 0  # steps since the last decode step
+
+    def __len__(self) -> int:
+        return sum(sequence is not None for sequence in self.slots)
+
+    @property
+    def has_room(self) -> bool:
+        return None in self.slots
+
+    def add(self, sequence: Sequence) -> None:
+        """Put ``sequence`` into the first free slot."""
+        sequence.slot = self.slots.index(None)
+        self.slots[sequence.slot] = sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        self.slots[sequence.slot] = None
+
+    def prefill_rows(self, chunk: int) -> list[tuple[Sequence, int]]:
+        """Sequences to prefill next with their tokens, ``chunk`` in all; none when it is time to decode.
+
+        Only a prompt longer than ``chunk`` is cut.
+        """
+        waiting = [s for s in self.slots if s is not None and s.prompt_left]
+        if self._prefills >= len(self.slots) and len(waiting) < len(self):
+            return []
+        rows: list[tuple[Sequence, int]] = []
+        room = chunk
+        for sequence in waiting:
+            if rows and (sequence.alone or sequence.prompt_left > room):
+                break
+            rows.append((sequence, min(sequence.prompt_left, room)))
+            room = 0 if sequence.alone else room - rows[-1][1]
+        return rows
+
+    def decode_rows(self) -> list[tuple[Sequence, int]]:
+        """Sequences whose prompt is in the cache."""
+        return [(s, 1) for s in self.slots if s is not None and not s.prompt_left]
+
+    def step(self, kind: str, rows: list[tuple[Sequence, int]]) -> Step:
+        """The step that feeds these sequences these numbers of tokens."""
+        self._prefills = self._prefills + 1 if kind == "prefill" else 0
+        widest = max(count for _, count in rows)
+        tokens = [s.pending(count) + [0] * (widest - count) for s, count in rows]
+        starts = torch.tensor([s.cached for s, _ in rows])
+        counts = torch.tensor([count for _, count in rows])
+        return Step(
+            group=self.number,
+            kind=kind,
+            slots=torch.tensor([s.slot for s, _ in rows]),
+            tokens=torch.tensor(tokens),
+            starts=starts,
+            counts=counts,
+            sampling=_sampling([s.request for s, _ in rows], starts + counts),
+        )
+
+
+def _sampling(requests: list[Request], positions: torch.Tensor) -> StepSampling | None:
+    settings = [request.sampling for request in requests]
+    if not any(sampling.temperature for sampling in settings):
+        return None
+    return StepSampling(
+        temperature=torch.tensor([s.temperature for s in settings], dtype=torch.float64),
+        top_p=torch.tensor([s.top_p for s in settings], dtype=torch.float64),
+        top_k=torch.tensor([s.top_k for s in settings]),
+        seed=torch.tensor([s.seed for s in settings]),
+        position=positions,
+    )
+
+
+@dataclass
+class Counters:
+    """What the engine did so far. ``first_token_s`` sums over the rows that are done."""
+
+    steps: int = 0
+    rows_done: int = 0
+    rows_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float = 0.0
+
+    def finished(self, generation: Generation, sequence: Sequence) -> None:
+        """Count one more row."""
+        self.rows_done += 1
+        self.completion_tokens += generation.completion_tokens
+        self.first_token_s += sequence.first_token_s or 0.0

@@ -1,0 +1,192 @@
+"""Between rows and tokens: chat templates, encoding, what fits the context, and text with its stop strings."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from launcher.errors import PreflightError
+from launcher.job.codes import RowError
+from launcher.job.spec import ModelSpec
+from launcher.records import Request
+
+_REPLACEMENT = "�"  # what a decoder puts for bytes that are no whole character yet
+
+# What a template, which is a program over a row's own messages, may raise beside jinja's own errors.
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+class Text:
+    """A model's tokenizer, its chat template, the tokens that end its texts and the length it can take.
+
+    ``template`` is ``auto`` (messages through the tokenizer's own template, prompts as they are), ``none``
+    (no template: rows with messages fail) or the text of a template, through which prompts go as well, as
+    one message of the user. ``context`` counts prompt and new tokens.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, eos: frozenset[int], context: int, template: str = "auto"
+    ) -> None:
+        self.eos = eos
+        self.context = context
+        self._tokenizer = tokenizer
+        self._template = template
+
+    @classmethod
+    def load(cls, model: ModelSpec, *, max_length: int, template: str = "auto") -> Text:
+        """The text side of ``model``; ``template`` as in the spec: auto, none, or a file's name.
+
+        Raises PreflightError when the tokenizer or the template can't be read.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        try:
+            config = AutoConfig.from_pretrained(model.path, **options)
+            tokenizer = AutoTokenizer.from_pretrained(model.path, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise PreflightError(
+                f"can't load the tokenizer: {error}",
+                where=model.path,
+                fix="put the tokenizer's files beside the model's",
+            ) from error
+        if template not in ("auto", "none"):
+            template = _read_template(Path(template))
+        limits = (max_length, getattr(config.get_text_config(), "max_position_embeddings", None))
+        return cls(
+            tokenizer,
+            eos=_eos(model, config, tokenizer),
+            context=min(limit for limit in limits if limit),
+            template=template,
+        )
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's tokens, at least one. Raises RowError where the row can't be answered."""
+        messages = request.messages
+        if messages is None and self._template not in ("auto", "none"):
+            messages = [{"role": "user", "content": request.prompt}]
+        tokens = self._plain(request.prompt or "") if messages is None else self._chat(messages)
+        if not tokens:
+            raise RowError("no_prompt", "the prompt has no tokens")
+        if len(tokens) >= self.context:
+            raise RowError(
+                "too_long",
+                f"the prompt has {len(tokens)} tokens; with one new token at least, "
+                f"{self.context} fit (batch.max_length and the model's context)",
+            )
+        return tokens
+
+    def _plain(self, prompt: str) -> list[int]:
+        tokens = self._tokens(prompt, add_special_tokens=True)
+        bos = self._tokenizer.bos_token_id
+        if bos is not None and tokens[:2] == [bos, bos]:
+            return tokens[1:]  # the prompt brought its own
+        return tokens
+
+    def _chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        if self._template == "none":
+            raise RowError("bad_template", "the row has messages, and input.template is none")
+        template = None if self._template == "auto" else self._template
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise RowError(
+                "bad_template", f"the chat template refused the messages: {error}"
+            ) from error
+        # A template writes the special tokens itself.
+        return self._tokens(text, add_special_tokens=False)
+
+    def _tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("bad_unicode", f"the prompt is not valid Unicode: {error}") from error
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+        return tokens
+
+    def special(self, word: str) -> int | None:
+        """The token of ``word`` if it is one that decoding leaves out, such as <|im_end|>."""
+        if word not in self._tokenizer.all_special_tokens:
+            return None
+        token: int = self._tokenizer.convert_tokens_to_ids(word)
+        return token
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of ``tokens`` alone, special tokens left out."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+class StopFinder:
+    """Finds the first stop string in a text that grows token by token, also where it spans tokens.
+
+    Each token costs the decoding of a few: those since text last came out whole, which leaves room for
+    characters of several tokens and for decoders that strip a leading space.
+    """
+
+    def __init__(self, text: Text, stops: tuple[str, ...]) -> None:
+        self._text = text
+        self._stops = tuple(stop for stop in stops if stop)
+        self._ends = {text.special(stop) for stop in self._stops}
+        self._longest = max((len(stop) for stop in self._stops), default=0)
+        self._tail = ""  # of the text so far, as much as a stop string could reach back
+        self._before, self._read = 0, 0  # tokens [before:read] are in the text, and are context
+
+    def found(self, tokens: list[int]) -> bool:
+        """Whether the text of ``tokens``, which has grown by one since the last call, has a stop string."""
+        if not self._stops:
+            return False
+        if tokens[-1] in self._ends:
+            return True
+        known = self._text.decode(tokens[self._before : self._read])
+        grown = self._text.decode(tokens[self._before :])
+        if len(grown) <= len(known) or grown.endswith(_REPLACEMENT):
+            return False
+        self._before, self._read = self._read, len(tokens)
+        seen = self._tail + grown[len(known) :]
+        self._tail = seen[-self._longest :]
+        return self.cut(seen) is not None and self.cut(self._text.decode(tokens)) is not None
+
+    def cut(self, text: str) -> str | None:
+        """``text`` before its first stop string; None if it has none."""
+        places = [place for place in map(text.find, self._stops) if place >= 0]
+        return text[: min(places)] if places else None
+
+
+def _eos(model: ModelSpec, config: Any, tokenizer: Any) -> frozenset[int]:
+    """The generation config's, else the config's, else the tokenizer's: one number or a list."""
+    from transformers import GenerationConfig
+
+    sources = [config.get_text_config(), tokenizer]
+    with contextlib.suppress(OSError):  # a model need not have one
+        options: dict[str, Any] = {} if model.revision is None else {"revision": model.revision}
+        sources.insert(0, GenerationConfig.from_pretrained(model.path, **options))
+    for source in sources:
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreflightError(
+            f"can't read the chat template: {error}",
+            where=str(path),
+            fix="correct input.template: auto, none, or a file",
+        ) from error

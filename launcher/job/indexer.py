@@ -1,0 +1,183 @@
+"""Indexer: reads the input once and writes its index, holding no row longer than its turn. The submitter runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from launcher.errors import PreflightError
+from launcher.job.codes import quote
+from launcher.job.files import MAX_LINE_BYTES, Line, Readers, open_input, read_lines
+from launcher.job.index import (
+    BAD,
+    ENTRY,
+    FIELDS,
+    META,
+    ROWS,
+    Entry,
+    InputFile,
+    InputMeta,
+    Kind,
+    id_digest,
+)
+from launcher.job.results import encode_line
+from launcher.job.rows import parse_row
+from launcher.job.spec import GenerationSpec, JobSpec
+from launcher.records import Demand, Failure, Request
+
+
+@dataclass
+class Tally:
+    """What the rows so far ask of a plan."""
+
+    generation: GenerationSpec
+    rows: int = 0
+    longest: int = 0  # bytes of a prompt, or of all messages of a row
+    max_new_tokens: int = 0
+
+    def add(self, line: Line, form: str) -> Request | Failure:
+        """The row in ``line``, counted."""
+        index = self.rows
+        self.rows += 1
+        if line.data is None:
+            what = f"the line is longer than {MAX_LINE_BYTES} bytes"
+            return Failure(index, str(index), "line_too_long", what)
+        row = parse_row(line.data, form, index, self.generation)
+        if isinstance(row, Request):
+            self.longest = max(self.longest, _prompt_bytes(row))
+            self.max_new_tokens = max(self.max_new_tokens, row.sampling.max_new_tokens)
+        return row
+
+    def demand(self) -> Demand:
+        asked = self.max_new_tokens or self.generation.max_new_tokens
+        return Demand(self.rows, self.longest, asked)
+
+
+def _prompt_bytes(request: Request) -> int:
+    messages = request.messages or [{"content": request.prompt}]
+    texts = [message["content"] for message in messages]
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+
+
+class Indexer:
+    """Context manager: ``add_file`` for each file, ``fail_duplicates``, ``publish``. Raises OSError."""
+
+    def __init__(self, folder: Path, generation: GenerationSpec) -> None:
+        self.folder = folder
+        self.tally = Tally(generation)
+        self.files: list[InputFile] = []
+        self.bad_rows = 0
+
+    def __enter__(self) -> Indexer:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entries: BinaryIO = (self.folder / ROWS).open("wb")
+        self._bad: BinaryIO = (self.folder / BAD).open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._entries.close()
+        self._bad.close()
+
+    def add_file(self, path: Path, form: str) -> None:
+        """Raises PreflightError if the file changes while it is read."""
+        digest = hashlib.sha256()
+        with open_input(path) as file:
+            before = os.fstat(file.fileno())
+            for line in read_lines(file, digest.update):
+                self._add(line, form)
+            after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            fix = "submit when nobody writes it any more"
+            raise PreflightError("the input changed while it was read", where=str(path), fix=fix)
+        known = InputFile(
+            path=str(path),
+            format=form,
+            bytes=after.st_size,
+            mtime_ns=after.st_mtime_ns,
+            sha256=digest.hexdigest(),
+        )
+        self.files.append(known)
+
+    def _add(self, line: Line, form: str) -> None:
+        row = self.tally.add(line, form)
+        data = line.data or b""
+        if isinstance(row, Failure):
+            offset, length = self._write_bad(row)
+            kind = Kind.BAD
+        else:
+            offset, length = line.offset, len(data)
+            kind = Kind.PROMPT if row.messages is None else Kind.MESSAGES
+        crc, file = zlib.crc32(data), len(self.files)
+        entry = Entry(offset, length, crc, file, line.number, id_digest(row.id), kind)
+        self._entries.write(ENTRY.pack(*entry))
+
+    def _write_bad(self, failure: Failure) -> tuple[int, int]:
+        """Offset and length of the failure's record in bad.jsonl."""
+        self.bad_rows += 1
+        return self._bad.tell(), self._bad.write(encode_line(failure))
+
+    def fail_duplicates(self) -> None:
+        """Of several good rows with one id, all but the first become failures."""
+        import numpy
+
+        self._entries.flush()
+        rows = numpy.memmap(self.folder / ROWS, dtype=FIELDS, mode="r+")
+        good = numpy.flatnonzero(rows["kind"] != Kind.BAD)
+        high, low = rows["id_high"][good], rows["id_low"][good]
+        order = numpy.lexsort((low, high))  # stable: rows of one id stay in input order
+        same = (high[order[1:]] == high[order[:-1]]) & (low[order[1:]] == low[order[:-1]])
+        readers = Readers()
+        first = -1
+        for place in numpy.flatnonzero(same).tolist():
+            if place == 0 or not same[place - 1]:
+                first = int(good[order[place]])
+            self._fail_duplicate(rows, int(good[order[place + 1]]), first, readers)
+        readers.close()
+        rows.flush()
+
+    def _fail_duplicate(self, rows: Any, index: int, first: int, readers: Readers) -> None:
+        file, offset, length = (int(rows[key][index]) for key in ("file", "offset", "length"))
+        data = readers.read(Path(self.files[file].path), offset, length)
+        row = parse_row(data, self.files[file].format, index, self.tally.generation)
+        here, there = (
+            f"{self.files[rows['file'][i]].path}:{rows['line'][i]}" for i in (index, first)
+        )
+        message = f"the id {quote(row.id)} of {here} is that of {there} already"
+        failure = Failure(index, row.id, "duplicate_id", message)
+        rows["offset"][index], rows["length"][index] = self._write_bad(failure)
+        rows["kind"][index] = Kind.BAD
+
+    def publish(self, spec: JobSpec, rows_per_chunk: int) -> None:
+        """meta.json comes last, when all else is on disk: a folder that has one holds a whole index."""
+        meta = InputMeta(
+            files=self.files,
+            rows=self.tally.rows,
+            bad_rows=self.bad_rows,
+            chunk_rows=rows_per_chunk,
+            longest_prompt_bytes=self.tally.longest,
+            max_new_tokens=self.tally.max_new_tokens,
+            generation=self.tally.generation,
+            output_format=spec.output.format,
+            model=spec.model.path,
+            created=int(time.time()),
+        )
+        for file in (self._entries, self._bad):
+            file.flush()
+            os.fsync(file.fileno())
+        temporary = self.folder / f".{META}.tmp"
+        with temporary.open("w") as text:
+            text.write(meta.model_dump_json(indent=1) + "\n")
+            text.flush()
+            os.fsync(text.fileno())
+        temporary.replace(self.folder / META)

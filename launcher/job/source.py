@@ -1,0 +1,34 @@
+"""Reading a YAML file of a user: its size and encoding are checked before it is parsed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.errors import Problem, SpecError, UsageError
+
+MAX_BYTES = 1 << 20
+
+
+def read_text(path: Path) -> str:
+    """The file's text, a byte order mark taken off.
+
+    Raises UsageError if it can't be read, SpecError if it is over 1 MiB or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            f"can't read the file: {error.strerror or error}",
+            where=str(path),
+            fix="give the path of a YAML file; `launcher init` writes one to start from",
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise SpecError([Problem(str(path), "larger than 1 MiB", "prompts belong to input.path")])
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        problem = Problem(f"{path}:{line}:{column}", "not UTF-8", "save the file as UTF-8")
+        raise SpecError([problem]) from None

@@ -1,0 +1,30 @@
+"""Ledger: who computes which rows, what became of them, and the results in input order.
+
+Rows are cut into chunks; a rank claims a chunk, appends its rows to a journal of its own, and when every
+row is in some journal, anybody merges them. Promises: a row that counts as synced survives any crash;
+a rank of an attempt that was replaced can't add rows; every row ends up in exactly one result file.
+"""
+
+from launcher.ledger.attempts import end_attempt, is_over, open_attempt
+from launcher.ledger.claims import Chunk, Claims
+from launcher.ledger.journal import Journal
+from launcher.ledger.manifest import verify, write_manifest
+from launcher.ledger.merge import Counts, merge
+from launcher.ledger.reader import Finished, finished_rows, missing_rows, progress
+
+__all__ = [
+    "Chunk",
+    "Claims",
+    "Counts",
+    "Finished",
+    "Journal",
+    "end_attempt",
+    "finished_rows",
+    "is_over",
+    "merge",
+    "missing_rows",
+    "open_attempt",
+    "progress",
+    "verify",
+    "write_manifest",
+]

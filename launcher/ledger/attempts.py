@@ -1,0 +1,75 @@
+"""Attempts: opened by the agent of a world's first node, fencing off the journals of those before."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Busy
+from launcher.records import Attempt
+from launcher.run import Run, read_json, write_json
+
+
+def open_attempt(run: Run, world: int, info: dict[str, Any]) -> Attempt:
+    """The next attempt of ``world``; its attempt.json holds ``info`` and the fences.
+
+    What ranks of earlier attempts append from here on does not count. Raises Busy if somebody else
+    opened the same attempt at the same moment.
+    """
+    earlier = run.list_attempts(world)
+    attempt = Attempt(world, earlier[-1].number + 1 if earlier else 1)
+    try:
+        run.attempt_dir(attempt).mkdir(mode=0o700)
+    except FileExistsError:
+        raise Busy(
+            f"somebody else has just started attempt {attempt.name}",
+            where=str(run.path),
+            fix=f"launcher status {run.path}",
+        ) from None
+    journals = [path for before in earlier for path in run.list_journals(before)]
+    fences = {path.name: _size(path) for path in journals}
+    told = {"attempt": attempt.name, "started": time.time(), **info, "fences": fences}
+    write_json(run.attempt_file(attempt, "attempt"), told)
+    return attempt
+
+
+def end_attempt(run: Run, attempt: Attempt, outcome: dict[str, Any]) -> None:
+    """Say that no rank of ``attempt`` works any more; its claims are void. The first outcome stays."""
+    path = run.attempt_file(attempt, "ended")
+    if not path.exists():
+        write_json(path, {"ended": time.time(), **outcome})
+
+
+def is_over(run: Run, attempt: Attempt) -> bool:
+    """Whether ``attempt`` has ended, or a later one of its world has been opened."""
+    return run.attempt_file(attempt, "ended").exists() or any(
+        later.number > attempt.number and run.attempt_file(later, "attempt").exists()
+        for later in run.list_attempts(attempt.world)
+    )
+
+
+class Fences:
+    """How much of each journal counts, as of now."""
+
+    def __init__(self, run: Run) -> None:
+        infos = {a: read_json(run.attempt_file(a, "attempt")) for a in run.list_attempts()}
+        # An attempt without an attempt.json never came to anything.
+        self._fences = {attempt: info["fences"] for attempt, info in infos.items() if info}
+
+    def limit(self, journal: Path) -> int | None:
+        """Bytes of ``journal`` that count: None (all) as long as its world has no later attempt."""
+        attempt = Attempt.parse(journal.name.rpartition("-")[0])
+        later = (
+            fences.get(journal.name, 0)
+            for other, fences in self._fences.items()
+            if other.world == attempt.world and other.number > attempt.number
+        )
+        return min(later, default=None)
+
+
+def _size(path: Path) -> int:
+    """By opening it: on NFS that asks the server, where stat may answer from a cache."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size

@@ -1,0 +1,108 @@
+"""Manifest: the last file of a run, and the check that its results are what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from launcher.job.files import told
+from launcher.job.index import InputIndex, id_digest
+from launcher.job.results import read_result
+from launcher.ledger.merge import Counts
+from launcher.run import Run, read_json, write_json
+
+MOST_PROBLEMS = 20
+
+
+def write_manifest(run: Run, counts: Counts) -> None:
+    """Declare the run complete: call it when all other files are there. Raises PreflightError."""
+    with told("cannot write the manifest", run.path, "make room there; nothing is lost"):
+        manifest = {
+            "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
+            "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
+            "sha256": {path.name: _sha256(path) for path in (run.outputs, run.errors)},
+            "input": _input(InputIndex(run.input)),
+        }
+        write_json(run.manifest, manifest)
+
+
+def verify(run: Run) -> list[str]:
+    """What is wrong with the results of a run, at most 20 sentences; none if it keeps its promises.
+
+    Every row is in exactly one result file, in input order, under its id; the files are those that the
+    manifest names.
+    """
+    manifest = read_json(run.manifest)
+    if manifest is None:
+        return ["the run is not complete: it has no manifest.json"]
+    index = InputIndex(run.input)
+    return list(islice(_problems(run, manifest, index), MOST_PROBLEMS))
+
+
+def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator[str]:
+    absent = [path.name for path in (run.outputs, run.errors) if not path.is_file()]
+    yield from (f"{name} is missing" for name in absent)
+    if absent:
+        return
+    for path in (run.outputs, run.errors):
+        if _sha256(path) != manifest["sha256"][path.name]:
+            yield f"{path.name} is not the file that the manifest names"
+    if manifest["input"] != _input(index):
+        yield "the manifest names another input than the run's index"
+    if manifest["rows"]["total"] != len(index):
+        yield f"the manifest counts {manifest['rows']['total']} rows, the input has {len(index)}"
+    yield from _row_problems(run, index)
+
+
+def _row_problems(run: Run, index: InputIndex) -> Iterator[str]:
+    form, due = index.meta.output_format, 0
+    results = [_results(path, form) for path in (run.outputs, run.errors)]
+    for row, row_id, where in heapq.merge(*results, key=lambda result: result[0]):
+        if row < 0:
+            yield f"{where} is not a result"
+            continue
+        if row >= len(index):
+            yield f"{where}: the input has no row {row}"
+            continue
+        if row > due:
+            yield f"{_rows(due, row)} missing before {where}"
+        elif row < due:
+            yield f"{where}: row {row} is out of order or there twice"
+        if id_digest(row_id) != index.entry(row).id_digest:
+            yield f"{where}: row {row} has an id that is not the input's"
+        due = max(due, row + 1)
+    if due < len(index):
+        yield f"{_rows(due, len(index))} missing at the end"
+
+
+def _results(path: Path, form: str) -> Iterator[tuple[int, str, str]]:
+    """Row, id and place of every line; row -1 if it is no result."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path.name}:{number}"
+            try:
+                yield *read_result(line, form), where
+            except ValueError:
+                yield -1, "", where
+
+
+def _rows(first: int, end: int) -> str:
+    return f"row {first} is" if end - first == 1 else f"rows {first} to {end - 1} are"
+
+
+def _input(index: InputIndex) -> list[dict[str, Any]]:
+    return [
+        {"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in index.meta.files
+    ]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

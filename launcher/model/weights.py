@@ -1,0 +1,120 @@
+"""Loading a checkpoint into a transformers model, such that wrong weights are never used in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from launcher import logs
+from launcher.errors import PreflightError, WeightsError
+from launcher.job.spec import ModelSpec
+from launcher.plan.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is to be held: ``dtype`` as the plan resolved it; ``device_map`` names modules' devices, with
+    "cpu" and "disk" among them, None for a plain load onto the CPU."""
+
+    dtype: str
+    device_map: dict[str, int | str] | None = None
+
+
+def load_model(spec: ModelSpec, loading: Loading) -> Any:
+    """The CausalLM of ``spec.path``, in eval mode, layers where ``loading`` says.
+
+    Only safetensors are read: other formats can run code. Raises WeightsError when a weight is missing, has
+    another shape than the model's, or would be left out of a module that has weights; PreflightError
+    when there is no such model or it can't attend as the spec says.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if Path(spec.path).is_dir():
+        Checkpoint.read(Path(spec.path))  # names the file of what is truncated or missing
+    places = set((loading.device_map or {}).values())
+    auto: Any = AutoModelForCausalLM  # its types don't know of output_loading_info
+    try:
+        model, info = auto.from_pretrained(
+            spec.path,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+            dtype=getattr(torch, loading.dtype) if loading.dtype != "auto" else "auto",
+            attn_implementation=_attention(spec),
+            # accelerate knows no device map that is all CPU; such a model is loaded plainly.
+            device_map=None if places <= {"cpu"} else loading.device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
+        raise _refused(spec.path, error) from error
+    _check(spec.path, model, info)
+    used = model.config._attn_implementation
+    if used != spec.attention:
+        logs.get_logger().warning("this model attends with %s, not %s", used, spec.attention)
+    return model.eval()
+
+
+def _attention(spec: ModelSpec) -> str | None:
+    """None lets the model choose: sdpa, or eager where the model has something that sdpa lacks."""
+    if spec.attention == "flash_attention_2":
+        raise PreflightError(
+            "flash_attention_2 is not supported yet",
+            where="model.attention",
+            fix="set model.attention to sdpa",
+        )
+    return "eager" if spec.attention == "eager" else None
+
+
+def _check(path: str, model: Any, info: dict[str, Any]) -> None:
+    missing = info["missing_keys"]
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    unexpected = [key for key in info["unexpected_keys"] if _belongs(model, key)]
+    for keys, what in (
+        (missing, "the checkpoint lacks weights of the model"),
+        (mismatched, "weights have other shapes than the model's"),
+        (unexpected, "the checkpoint has weights that the model would leave out"),
+    ):
+        if keys:
+            raise WeightsError(
+                f"{what}: {_some(keys)}",
+                where=path,
+                cause="a shard or an entry of the index is missing, or config.json is another model's",
+                fix="fetch the checkpoint again",
+            )
+    if info["error_msgs"]:
+        raise WeightsError(_some(info["error_msgs"]), where=path, fix="fetch the checkpoint again")
+    if info["unexpected_keys"]:
+        logs.get_logger().warning(
+            "%s: not part of the model, left out: %s", path, _some(info["unexpected_keys"])
+        )
+
+
+def _belongs(model: Any, key: str) -> bool:
+    """Whether ``key`` names a tensor of a module that the model has and that has weights: a bias, say."""
+    parent = key.rpartition(".")[0]
+    try:
+        return isinstance(getattr(model.get_submodule(parent), "weight", None), torch.Tensor)
+    except AttributeError:
+        return False
+
+
+def _refused(path: str, error: Exception) -> PreflightError:
+    wrong = isinstance(error, SafetensorError | RuntimeError)
+    kind = WeightsError if wrong else PreflightError
+    return kind(
+        f"can't load the model: {error}",
+        where=path,
+        cause="a file of the checkpoint is corrupt" if wrong else None,
+        fix="fetch the checkpoint again" if wrong else "check model.path and model.revision",
+    )
+
+
+def _some(keys: Iterable[str]) -> str:
+    ordered = sorted(keys)
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(ordered[:5]) + more

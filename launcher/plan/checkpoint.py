@@ -1,0 +1,246 @@
+"""Checkpoint: what a model's files hold, from their headers alone: names, shapes, bytes. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WeightsError
+from launcher.plan.complete import missing_tensors, wrong_shapes
+from launcher.plan.dims import Config, Dims, text_config
+from launcher.plan.headers import TensorInfo, check_header, inside, parse_json, read_header
+from launcher.plan.outline import HEAD, layer_prefix
+from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Tensors that old checkpoints hold but no parameter takes: rotary tables and causal masks.
+BUFFER = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|attention\.(masked_)?bias$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's config and tensors. ``note`` says where the shapes come from if not from its files."""
+
+    config: Config
+    tensors: Mapping[str, TensorInfo]
+    where: str
+    path: Path | None = None
+    note: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """The checkpoint in a directory: model.safetensors, or an index and its shards.
+
+        Raises WeightsError, naming the file, for anything that is missing, truncated, inconsistent
+        or outside of the directory, and for pickled weights, which could run code.
+        """
+        if not path.is_dir():
+            raise WeightsError(
+                "there is no such model directory",
+                where=str(path),
+                fix="give model.path a directory or a hub id such as meta-llama/Llama-2-70b-hf",
+            )
+        config = _read_object(inside(path, "config.json", path), "config.json")
+        if (path / SINGLE).is_symlink() or (path / SINGLE).exists():
+            tensors = read_header(inside(path, SINGLE, path))
+        elif (path / INDEX).is_symlink() or (path / INDEX).exists():
+            tensors = _read_shards(path)
+        else:
+            raise _no_weights(path)
+        return cls._checked(config, tensors, where=str(path), path=path)
+
+    @classmethod
+    def from_headers(
+        cls, config: Config, headers: Mapping[str, Any], where: str = "the hub"
+    ) -> Checkpoint:
+        """From a hub's metadata: ``headers`` maps file names to the JSON objects in their headers."""
+        tensors: dict[str, TensorInfo] = {}
+        for name, header in sorted(headers.items()):
+            _merge(tensors, check_header(header, name), where)
+        return cls._checked(
+            config,
+            tensors,
+            where,
+            note="shapes are those of the hub's metadata, nothing is fetched yet",
+        )
+
+    @classmethod
+    def from_config(cls, config: Config, where: str = "config.json") -> Checkpoint:
+        """A model that has no files (yet), in the dtype that its config names, else float32.
+
+        Raises WeightsError for a model type whose shapes are not known here.
+        """
+        dtype = _config_dtype(config) or "float32"
+        code = next(code for code, name in DTYPES.items() if name == dtype)
+        tensors, end = {}, 0
+        for name, shape in _understood(parameters, config, where).items():
+            begin, end = end, end + math.prod(shape) * WIDTHS[dtype]
+            tensors[name] = TensorInfo(code, shape, "", begin, end)
+        return cls(config, tensors, where, note="shapes follow from the config alone")
+
+    @classmethod
+    def known(cls, repo_id: str) -> Checkpoint | None:
+        """A well-known hub model from the built-in table, without network and token; None if it is not in it."""
+        config = known_config(repo_id)
+        if config is None:
+            return None
+        found = cls.from_config(config, where=repo_id)
+        note = f"shapes of {repo_id} come from the built-in table, its files were not looked at"
+        return cls(config, found.tensors, repo_id, note=note)
+
+    @classmethod
+    def _checked(
+        cls,
+        config: Config,
+        tensors: Mapping[str, TensorInfo],
+        where: str,
+        path: Path | None = None,
+        note: str | None = None,
+    ) -> Checkpoint:
+        dims = _understood(Dims.of, config, where)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if missing := missing_tensors(config, dims, shapes):
+            raise WeightsError(
+                f"the checkpoint lacks {_some(missing)}",
+                where=where,
+                cause="a shard or a part of the index is missing; loading would make up random weights",
+                fix="fetch the checkpoint again",
+            )
+        if wrong := wrong_shapes(config, shapes):
+            raise WeightsError(
+                f"the tensors do not have the shapes that config.json says: {_some(wrong)}",
+                where=where,
+                cause="config.json and weights are of different models",
+                fix="fetch both again, from one revision",
+            )
+        return cls(config, tensors, where, path, note)
+
+    @property
+    def dims(self) -> Dims:
+        return Dims.of(self.config)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The model's parameters, without a head that is the embedding, rotary tables, draft layers and
+        the like. For known families these are the names of the model, else those of the files."""
+        if family(self.config) is not None:
+            return parameters(self.config)
+        prefix, layers = layer_prefix(self.tensors, self.dims.layers), self.dims.layers
+        tied = is_tied(self.config, default=False)
+        return {
+            name: tensor.shape
+            for name, tensor in self.tensors.items()
+            if not BUFFER.search(name)
+            and not (tied and HEAD.search(name.rpartition(".")[0]))
+            and not (prefix and _beyond(name, prefix, layers))
+        }
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def dtype(self, asked: str = "auto") -> str:
+        """float32, bfloat16 or float16: as asked, else as the config says, else as most weights are."""
+        if "quantization_config" in self.config:
+            raise WeightsError(
+                "the checkpoint is quantized, which this version can't load",
+                where=self.where,
+                fix="give model.path the unquantized model",
+            )
+        if asked != "auto":
+            return asked
+        named = _config_dtype(self.config)
+        if named:
+            return named
+        held: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            held[DTYPES.get(tensor.dtype, "float32")] += tensor.numel
+        return held.most_common(1)[0][0] if held else "float32"
+
+
+def _read_shards(directory: Path) -> dict[str, TensorInfo]:
+    index = inside(directory, INDEX, directory)
+    weight_map = _read_object(index, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError("the checkpoint's index has no weight_map", where=str(index))
+    held: dict[str, TensorInfo] = {}
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        _merge(held, read_header(inside(directory, shard, index)), str(index))
+    for name, shard in weight_map.items():
+        if name not in held or held[name].file != shard:
+            raise WeightsError(
+                f"the index says that {shard} holds {name}, but it does not",
+                where=str(index),
+                cause="index and shards are of different downloads",
+                fix="fetch the checkpoint again",
+            )
+    # Like the loader, trust the index: what a shard holds beyond it is not loaded.
+    return {name: held[name] for name in weight_map}
+
+
+def _merge(tensors: dict[str, TensorInfo], more: Mapping[str, TensorInfo], where: str) -> None:
+    if twice := sorted(tensors.keys() & more.keys()):
+        first, second = tensors[twice[0]].file, more[twice[0]].file
+        raise WeightsError(f"both {first} and {second} hold {twice[0]}", where=where)
+    tensors.update(more)
+
+
+def _read_object(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise WeightsError(f"{name} can't be read: {error.strerror}", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{name} is not a JSON object", where=str(path))
+    return value
+
+
+def _no_weights(path: Path) -> WeightsError:
+    pickled = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickled:
+        return WeightsError(
+            f"the weights are pickled ({_some(pickled)}), which is refused: unpickling runs code",
+            where=str(path),
+            fix="convert them once, where you trust them: load with transformers and save_pretrained",
+        )
+    return WeightsError(
+        f"there are no weights: neither {SINGLE} nor {INDEX}",
+        where=str(path),
+        cause="a download that stopped early, or another directory",
+    )
+
+
+def _config_dtype(config: Config) -> str | None:
+    for place in (config, text_config(config)):
+        for key in ("dtype", "torch_dtype"):
+            name = str(place.get(key)).removeprefix("torch.")
+            if name in WIDTHS:
+                return name
+    return None
+
+
+def _understood(function: Any, config: Config, where: str) -> Any:
+    try:
+        return function(config)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"config.json makes no sense here: {error}", where=where) from None
+
+
+def _beyond(name: str, prefix: str, layers: int) -> bool:
+    number = name[len(prefix) :].partition(".")[0] if name.startswith(prefix) else ""
+    return number.isdigit() and int(number) >= layers
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

@@ -1,0 +1,152 @@
+"""What a replica takes on each of its devices: weights, KV cache, activations, and what the framework keeps.
+
+The figures follow what model/local.py does: a decode step feeds one token of every slot, a prefill
+step ``prefill_chunk`` tokens in all, of which only a prompt longer than that is cut. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from launcher.plan.dims import Dims
+from launcher.plan.outline import Outline
+from launcher.plan.placement import Device, find_device
+from launcher.plan.plan import Batch
+
+GIB = 2**30
+# CUDA: context, library workspaces and what the caching allocator can't use between its blocks.
+# CPU: the interpreter, torch and transformers themselves.
+RESERVE = {"cuda": 3 * GIB // 2, "cpu": 3 * GIB // 4}
+SAMPLING_BYTES = 40  # per logit: scores, keys of the noise, sorted scores and their tokens
+SPILLED = ("cpu", "disk")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What memory follows from: ``width`` bytes per element, ``attention`` as the spec has it."""
+
+    dims: Dims
+    outline: Outline
+    width: int
+    attention: str
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers; a sliding window is counted as a full one."""
+        return self.dims.layers * self.kv_bytes_per_layer
+
+    @property
+    def kv_bytes_per_layer(self) -> int:
+        """Keys and values of one token in one layer."""
+        return self.dims.cached_per_layer * self.width
+
+
+@dataclass(frozen=True)
+class Share:
+    """One device's part of a replica; bytes. ``layers`` are the numbers of its decoder layers."""
+
+    device: Device
+    layers: tuple[int, ...]
+    weights: int
+    kv: int
+    activations: int
+    reserve: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.kv + self.activations + self.reserve
+
+
+def shares(
+    model: Model, batch: Batch, device_map: Mapping[str, Device], kind: str
+) -> dict[Device, Share]:
+    """What each device of ``device_map`` takes; ``kind`` is cuda or cpu. In the order of the layers.
+
+    Spilled layers are computed on the first GPU (on the CPU if there is none): their weights come
+    there one layer at a time, and their cache stays there.
+    """
+    found: dict[Device, list[int]] = {}
+    weights: dict[Device, int] = {}
+    for leaf in model.outline.root.leaves():
+        device = _device(device_map, leaf.name)
+        weights[device] = weights.get(device, 0) + leaf.weights
+        found.setdefault(device, []).extend([] if leaf.layer is None else [leaf.layer])
+    main = main_device(list(found))
+    spilled = {device for device in found if device in SPILLED and device != main}
+    extra = sum(len(found[device]) for device in spilled)
+    moving = max(
+        (m.weights for m in model.outline.root.leaves() if _device(device_map, m.name) in spilled),
+        default=0,
+    )
+    slots = batch.groups * batch.slots * batch.max_length
+    head_device = _device(device_map, model.outline.head)
+    result = {}
+    for device, layers in found.items():
+        computes = device not in spilled
+        cached = len(layers) + (extra if device == main else 0)
+        busy = activation_bytes(model, batch, has_head=device == head_device) if computes else 0
+        if kind == "cpu" and model.outline.tied and device == head_device and not spilled:
+            busy += model.dims.vocab * model.dims.hidden * model.width  # model/packed.py unties it
+        result[device] = Share(
+            device=device,
+            layers=tuple(layers),
+            weights=weights[device],
+            kv=slots * cached * model.kv_bytes_per_layer if computes else 0,
+            activations=busy + (moving if device == main else 0),
+            reserve=RESERVE["cpu" if device == "cpu" else kind] if device != "disk" else 0,
+        )
+    return result
+
+
+def main_device(devices: list[Device]) -> Device:
+    """Where spilled layers are computed: the first GPU, or the CPU."""
+    return min((d for d in devices if isinstance(d, int)), default="cpu")
+
+
+def activation_bytes(model: Model, batch: Batch, has_head: bool) -> int:
+    """The most that a step takes beside weights and cache, on a device with at least one layer."""
+    prefill = _step_bytes(
+        model, batch.prefill_chunk, batch.prefill_chunk, batch.max_length + batch.prefill_chunk
+    )
+    # Every slot attends to as many positions as the longest row holds.
+    decode = _step_bytes(model, batch.slots, 1, batch.slots * batch.max_length)
+    logits = batch.slots * model.dims.vocab * (model.width + SAMPLING_BYTES) if has_head else 0
+    return max(prefill, decode, logits)
+
+
+def _step_bytes(model: Model, tokens: int, queries: int, keys: int) -> int:
+    """``queries`` tokens attend together; ``keys`` counts the positions attended to, over all rows.
+
+    A hidden state is held by the residual, its norm (in float32 too) and the sum; an MLP holds gate,
+    up and their product. Attention repeats keys and values for every query head that shares them,
+    where grouped heads are not the kernel's own.
+    """
+    dims, width = model.dims, model.width
+    hidden = tokens * dims.hidden * (3 * width + 4)
+    mlp = 3 * tokens * dims.mlp_width * width
+    heads = tokens * (2 * dims.heads + 2 * dims.kv_heads) * dims.head_dim * width
+    repeated = 2 * keys * dims.heads * dims.head_dim * width
+    copied = keys * model.kv_bytes_per_layer if queries > 1 else 0
+    mask = queries * keys
+    scores = mask * dims.heads * (width + 4) if model.attention == "eager" else mask * width
+    return hidden + max(mlp, heads + repeated + copied + mask + scores)
+
+
+def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in [low, high] that fits, where all below it do too; 0 if not even ``low`` does."""
+    if not fits(low):
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _device(device_map: Mapping[str, Device], name: str) -> Device:
+    device = find_device(device_map, name)
+    assert device is not None, f"the device map leaves out {name}"
+    return device
