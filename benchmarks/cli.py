@@ -22,14 +22,18 @@ def median_s(arguments: list[str]) -> float:
     times = []
     for _ in range(RUNS + 1):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "launcher", *arguments], capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "launcher", *arguments], capture_output=True, check=True
+        )
         times.append(time.perf_counter() - began)
     return sorted(times[1:])[RUNS // 2]
 
 
 def imports_torch(arguments: list[str]) -> bool:
     probe = PROBE.format(arguments=arguments)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
     return "True" in done.stderr.splitlines()[-1]
 
 

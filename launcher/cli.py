@@ -213,13 +213,13 @@ def main() -> None:
 
 def _foreground(run: Run, as_json: bool) -> None:
     """Run the agent here with progress; ^C asks for a drain, a second ^C ends it at once."""
-    from launcher import state
+    from launcher import ledger, state
     from launcher.report.progress import Progress
     from launcher.schedulers import local
 
-    job = local.start(run)
+    job, finished = local.start(run), ledger.Finished(run)
     interrupted = False
-    with Progress(lambda: state.look(run).as_dict(), sys.stderr, as_json) as progress:
+    with Progress(lambda: state.look(run, finished).as_dict(), sys.stderr, as_json) as progress:
         while job.running():
             try:
                 time.sleep(0.2)

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+# What travels from the login node to a batch job beside `slurm.env`: enough to find the interpreter, the site's
+# modules (shell functions among them), caches and settings. Tokens and whatever else a login shell holds stay.
+TRAVEL = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TERM", "LD_LIBRARY_PATH"),
+    *("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "BASH_ENV", "MODULEPATH", "MODULESHOME"),
+    *("LMOD_CMD", "LMOD_DIR", "LMOD_PKG", "BASH_FUNC_module%%", "BASH_FUNC_ml%%", "SLURM_CONF"),
+    *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
+)
+
+
+def travelling(names: Iterable[str]) -> list[str]:
+    """TRAVEL and ``names``, as far as they are set here."""
+    return [name for name in dict.fromkeys((*TRAVEL, *names)) if name in os.environ]
 
 
 @dataclass(frozen=True)
@@ -76,8 +91,12 @@ def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict
 
 def visible_gpus() -> list[str] | None:
     """The GPUs that this process is left with, as indices or uuids; None if it may use all of its node."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # set by Slurm, or by a user who shares a machine
-    return None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    visible = os.environ.get(
+        "CUDA_VISIBLE_DEVICES"
+    )  # set by Slurm, or by a user who shares a machine
+    return (
+        None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    )
 
 
 def show_gpus(indices: tuple[int, ...]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from launcher import ledger
 from launcher.errors import LauncherError
-from launcher.job.prompts import InputIndex
 from launcher.records import Attempt
 from launcher.run import Run, read_json
 
@@ -36,8 +35,8 @@ class RunState:
         return asdict(self)
 
 
-def look(run: Run) -> RunState:
-    """The state of ``run`` now."""
+def look(run: Run, finished: ledger.Finished | None = None) -> RunState:
+    """The state of ``run`` now. ``finished``: kept between looks, it reads only what was added to the journals."""
     given = read_json(run.jobs) or {}
     attempts = [_attempt(run, attempt) for attempt in run.list_attempts()]
     latest = {entry["world"]: entry for entry in attempts}
@@ -46,7 +45,7 @@ def look(run: Run) -> RunState:
     manifest = read_json(run.manifest)
     jobs = {} if manifest else _job_states(given)
     ended = [entry["error"] for entry in latest.values() if entry["error"]]
-    rows = _rows(run, manifest)
+    rows = _rows(run, manifest, finished)
     speed = _speed(ranks) if live and not manifest else None
     return RunState(
         run=run.name,
@@ -106,12 +105,14 @@ def _job_states(given: dict[str, Any]) -> dict[str, str]:
     return dict(module.states(given["jobs"]))
 
 
-def _rows(run: Run, manifest: dict[str, Any] | None) -> dict[str, int]:
+def _rows(
+    run: Run, manifest: dict[str, Any] | None, finished: ledger.Finished | None
+) -> dict[str, int]:
     if manifest:
         counts = manifest["rows"]
         return {"total": counts["total"], "done": counts["total"], "failed": counts["failed"]}
-    done, failed = ledger.progress(run)
-    return {"total": len(InputIndex(run.input)), "done": done, "failed": failed}
+    seen = (finished or ledger.Finished(run)).update()
+    return {"total": len(seen.done), "done": int(seen.done.sum()), "failed": int(seen.failed.sum())}
 
 
 def _word(
@@ -135,10 +136,12 @@ def _word(
 
 
 def _speed(ranks: list[dict[str, Any]]) -> float | None:
-    rates = [
-        r["completion_tokens"] / _span(r) for r in ranks if r["completion_tokens"] and _span(r)
-    ]
+    rates = [r["completion_tokens"] / _span(r) for r in _running(ranks) if r["completion_tokens"]]
     return sum(rates) if rates else None
+
+
+def _running(ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rank for rank in ranks if rank["phase"] == "running" and _span(rank) > 0]
 
 
 def _span(rank: dict[str, Any]) -> float:
@@ -146,5 +149,5 @@ def _span(rank: dict[str, Any]) -> float:
 
 
 def _eta(rows: dict[str, int], ranks: list[dict[str, Any]]) -> float | None:
-    rate = sum(r["rows_done"] / _span(r) for r in ranks if _span(r) > 0)
+    rate = sum(r["rows_done"] / _span(r) for r in _running(ranks))
     return (rows["total"] - rows["done"]) / rate if rate else None

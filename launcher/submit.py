@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import registry, state, strategies
+from launcher import ledger, registry, state, strategies
 from launcher.errors import Busy, DoesNotFit, PreflightError
 from launcher.job import hub, prompts
 from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
@@ -98,6 +98,8 @@ def ready_to_resume(run: Run) -> str | None:
             cause=f"jobs {', '.join(found.jobs)}",
             fix=f"launcher status {run.name}, or launcher cancel {run.name} first",
         )
+    for attempt in run.list_attempts():  # nobody is at it: claims of ranks that died are void
+        ledger.end_attempt(run, attempt, {"kind": "failed", "error": None})
     return found.scheduler or "local"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,11 @@ class Text:
         tokens: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
         return tokens
 
-    def special(self, word: str) -> int | None:
-        """The token of ``word`` if it is one that decoding leaves out, such as <|im_end|>."""
-        if word not in self._tokenizer.all_special_tokens:
-            return None
-        token: int = self._tokenizer.convert_tokens_to_ids(word)
-        return token
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """The tokens that decoding leaves out, such as <|im_end|>."""
+        added = self._tokenizer.added_tokens_decoder
+        return {token.content: number for number, token in added.items() if token.special}
 
     def decode(self, tokens: list[int]) -> str:
         """The text of ``tokens`` alone, special tokens left out."""
@@ -140,7 +140,7 @@ class StopFinder:
     def __init__(self, text: Text, stops: tuple[str, ...]) -> None:
         self._text = text
         self._stops = tuple(stop for stop in stops if stop)
-        self._ends = {text.special(stop) for stop in self._stops}
+        self._ends = {text.special[stop] for stop in self._stops if stop in text.special}
         self._longest = max((len(stop) for stop in self._stops), default=0)
         self._tail = ""  # of the text so far, as much as a stop string could reach back
         self._before, self._read = 0, 0  # tokens [before:read] are in the text, and are context

@@ -10,7 +10,7 @@ from launcher.ledger.claims import Chunk, Claims
 from launcher.ledger.journal import Journal
 from launcher.ledger.manifest import verify, write_manifest
 from launcher.ledger.merge import Counts, merge
-from launcher.ledger.reader import Finished, finished_rows, missing_rows, progress
+from launcher.ledger.reader import Finished, finished_rows, missing_rows
 
 __all__ = [
     "Chunk",
@@ -24,7 +24,6 @@ __all__ = [
     "merge",
     "missing_rows",
     "open_attempt",
-    "progress",
     "verify",
     "write_manifest",
 ]

@@ -112,9 +112,3 @@ def finished_rows(run: Run) -> numpy.ndarray:
 def missing_rows(run: Run) -> int:
     """The number of rows without a whole record."""
     return int((~finished_rows(run)).sum())
-
-
-def progress(run: Run) -> tuple[int, int]:
-    """Rows done (failed ones included), and rows failed."""
-    finished = Finished(run).update()
-    return int(finished.done.sum()), int(finished.failed.sum())

@@ -6,8 +6,10 @@ step ``prefill_chunk`` tokens in all, of which only a prompt longer than that is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 
 from launcher.plan.dims import Dims
 from launcher.plan.outline import Outline
@@ -119,8 +121,7 @@ def _step_bytes(model: Model, tokens: int, queries: int, keys: int) -> int:
     """``queries`` tokens attend together; ``keys`` counts the positions attended to, over all rows.
 
     A hidden state is held by the residual, its norm (in float32 too) and the sum; an MLP holds gate,
-    up and their product. Attention repeats keys and values for every query head that shares them,
-    where grouped heads are not the kernel's own.
+    up and their product.
     """
     dims, width = model.dims, model.width
     hidden = tokens * dims.hidden * (3 * width + 4)
@@ -130,7 +131,17 @@ def _step_bytes(model: Model, tokens: int, queries: int, keys: int) -> int:
     copied = keys * model.kv_bytes_per_layer if queries > 1 else 0
     mask = queries * keys
     scores = mask * dims.heads * (width + 4) if model.attention == "eager" else mask * width
+    if queries == 1 and model.attention != "eager" and sdpa_packs_heads():
+        repeated = 0
     return hidden + max(mlp, heads + repeated + copied + mask + scores)
+
+
+@functools.cache
+def sdpa_packs_heads() -> bool:
+    """Whether decoding reads grouped heads in place: transformers before 5.23 repeats keys and values for
+    every query head when there is a mask."""
+    numbers = metadata.version("transformers").split(".")[:2]
+    return [int(number) for number in numbers] >= [5, 23]
 
 
 def most(low: int, high: int, fits: Callable[[int], bool]) -> int:

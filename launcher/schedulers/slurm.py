@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher import environ
 from launcher.errors import SlurmRefused
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
@@ -36,20 +37,25 @@ def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
     options.setdefault(
         "requeue", True
     )  # after a node's failure or preemption; attempts keep results apart
+    options["export"] = ",".join(environ.travelling(spec.slurm.env))
     told = {
-        "name": spec.name,
+        "job_name": spec.name,
         "nodes": plan.nodes,
-        "tasks_per_node": 1,
+        "ntasks_per_node": 1,
         "signal_delay_s": int(spec.slurm.signal_delay),
         "array_parallelism": spec.slurm.array_parallelism,
         "setup": ["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else None,
         "stderr_to_stdout": True,
-        # A node whose task dies takes the others' along at once, instead of after their deadlines.
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # All that the setup lines exported goes on to the tasks. A node whose task dies takes the others'
+        # along at once, instead of after their deadlines.
+        "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
         "additional_parameters": options,
     }
-    # `time` as sbatch spells it is among the options; here None keeps submitit's default of 5 minutes out.
-    return {key: value for key, value in told.items() if value is not None} | {"time": None}
+    # None keeps submitit's own defaults out; sbatch's `time` and `wckey` are among the options.
+    return {key: value for key, value in told.items() if value is not None} | {
+        "time": None,
+        "wckey": None,
+    }
 
 
 def script(path: Path, spec: JobSpec, plan: Plan) -> str:

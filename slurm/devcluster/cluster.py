@@ -21,12 +21,13 @@ from config import HEAD, Shape
 from namespaces import UNSHARE, Booting, Host, boot
 
 DYING_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
-PROGRAMS = "slurmctld slurmd sbatch munged munge ip unshare nsenter setpriv".split()
+SLURM = ["slurmctld", "slurmd", "sbatch", "munged", "munge"]
+LINUX = ["ip", "unshare", "nsenter", "setpriv"]
 
 
 def why_not() -> str | None:
     """The reason why there can be no cluster here; None when there can."""
-    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+    if missing := [program for program in SLURM + LINUX if not shutil.which(program)]:
         return f"not installed: {', '.join(missing)} (slurm/devcluster/install.sh installs them)"
     done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     return f"needs root and namespaces: {done.stderr.strip()}" if done.returncode else None

@@ -51,7 +51,9 @@ def test_verify_passes_and_notices_an_edit(finished: Path) -> None:
     assert json.loads(launcher("verify", finished, "--json").stdout)["ok"]
     outputs = finished / "outputs.jsonl"
     before = outputs.read_bytes()
-    outputs.write_bytes(before.replace(b'"index":7,', b'"index":8,').replace(b'"index": 7,', b'"index": 8,'))
+    outputs.write_bytes(
+        before.replace(b'"index":7,', b'"index":8,').replace(b'"index": 7,', b'"index": 8,')
+    )
     try:
         assert outputs.read_bytes() != before
         assert not json.loads(launcher("verify", finished, "--json", code=1).stdout)["ok"]

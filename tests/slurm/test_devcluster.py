@@ -184,7 +184,7 @@ def test_down_leaves_no_process_link_mount_or_file(cluster, tmp_path):
     assert cluster.srun("hostname").strip() in cluster.nodes, "the other cluster is as it was"
 
 
-def test_the_cluster_ends_with_its_owner_even_by_sigkill(tmp_path):
+def test_the_cluster_ends_with_its_owner_even_by_sigkill(cluster, tmp_path):
     owner = "import sys, time; from cluster import *; Cluster(Path(sys.argv[1])).up(tied=True); print('up', flush=True); time.sleep(600)"
     before = links()
     with subprocess.Popen(

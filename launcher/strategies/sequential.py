@@ -1,0 +1,247 @@
+"""Strategy `sequential`: whole layers one after the other over one rank's own GPUs, or on its CPU.
+
+Devices take turns, as transformers does it with a `device_map`. A replica is one rank on one node;
+replicas share nothing but the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from launcher.errors import UsageError
+from launcher.job.spec import JobSpec, Section
+from launcher.measure.spans import Recorder
+from launcher.plan import advice
+from launcher.plan.batching import batch_notes, largest_batch
+from launcher.plan.checkpoint import WIDTHS, Checkpoint
+from launcher.plan.dims import text_config
+from launcher.plan.machines import Machines
+from launcher.plan.memory import Model, Share
+from launcher.plan.outline import outline
+from launcher.plan.placement import Device, DeviceMap, unsplit_modules
+from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
+from launcher.plan.replica import Replica, Split
+from launcher.plan.sizes import Bytes
+from launcher.records import Demand
+
+if TYPE_CHECKING:
+    from launcher.model.step import StepModel
+
+
+def _device(value: Any) -> Any:
+    """0, "0" and "cuda:0" are the rank's first GPU."""
+    text = str(value).removeprefix("cuda:")
+    return int(text) if text.isdigit() else value
+
+
+def _known(device: Device) -> Device:
+    if device not in ("cpu", "disk") and (isinstance(device, str) or device < 0):
+        raise ValueError("should be a GPU's number, cpu or disk")
+    return device
+
+
+Place = Annotated[int | str, BeforeValidator(_device), AfterValidator(_known)]
+
+
+class Options(Section):
+    """What `parallel.options` may hold under `sequential`."""
+
+    device_map: Literal["sequential", "auto", "balanced", "balanced_low_0"] | dict[str, Place] = (
+        Field("sequential", description="a rule, or module names with their devices")
+    )
+    max_memory: dict[Place, Bytes] | None = Field(
+        None, description="weights per GPU of a replica; cpu or disk in it allow spilling"
+    )
+    no_split: list[str] = Field(
+        default_factory=list, description="classes of modules that stay whole; layers always do"
+    )
+    offload_dir: str | None = Field(
+        None, description="for weights on disk that can't be read from the checkpoint as they are"
+    )
+
+
+def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Demand) -> Plan:
+    """Where each layer of each replica goes, and the largest batch that fits beside it.
+
+    Raises UsageError for a spec that asks for another strategy or for devices that are not there.
+    """
+    options = Options.model_validate(spec.parallel.options)
+    homes = _homes(spec, machines)
+    dtype = checkpoint.dtype(spec.model.dtype)
+    replica = _replica(checkpoint, machines, spec, options, WIDTHS[dtype])
+    batch = largest_batch(spec, replica.model.dims, demand, machines.device)
+    slots, wanted = replica.most_slots(batch), spec.batch.slots
+    fits = slots > 0 if wanted == "auto" else slots == wanted
+    batch = batch.model_copy(update={"slots": max(1, slots) if wanted == "auto" else wanted})
+    shares = [s for s in replica.shares(batch).values() if s.weights]
+    notes = [checkpoint.note, *machines.notes, *batch_notes(spec, replica.model.dims)]
+    if any(share.device == "cpu" for share in shares):
+        notes.append(machines.host_note)
+    if fits:
+        notes += advice.waste(replica, machines, shares, batch, len(homes))
+    else:
+        notes += advice.why_not(replica, batch, slots)
+    notes += advice.slow_dtype(machines, dtype)
+    turns = sum(isinstance(share.device, int) for share in shares)
+    return Plan(
+        fits=fits,
+        reasons=[note for note in notes if note],
+        strategy="sequential",
+        schedule="naive" if turns > 1 else None,
+        device=machines.device,
+        dtype=dtype,
+        parameters=checkpoint.parameters,
+        weights_bytes=replica.model.outline.root.weights,
+        kv_bytes_per_token=replica.model.kv_bytes_per_token,
+        world_size=len(homes),
+        ranks_per_node=len(homes) // machines.nodes,
+        nodes=machines.nodes,
+        gpus_per_node=machines.gpus_per_node,
+        peak_flops=machines.gpu.flops.get(dtype) if machines.gpu else None,
+        peak_bandwidth=machines.gpu.bandwidth if machines.gpu else None,
+        devices=[row for home in homes for row in _rows(replica, shares, home)],
+        placements=_placements(homes, replica.device_map(batch)),
+        batch=batch,
+        predicted=_predicted(shares, turns),
+    )
+
+
+def load(placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder) -> StepModel:
+    """This rank's copy of the model, where the plan says."""
+    from launcher.model.local import LocalStepModel
+    from launcher.model.packed import pack_linears
+    from launcher.model.weights import Loading, load_model
+
+    model = load_model(spec.model, Loading(plan.dtype, placement.device_map))
+    if plan.device == "cpu" and placement.device_map is None:
+        pack_linears(model)
+    return LocalStepModel(model, plan.batch, recorder)
+
+
+@dataclass(frozen=True)
+class _Home:
+    """A replica's rank: its node, and which of the node's GPUs are its own."""
+
+    rank: int
+    node: int
+    gpus: tuple[int, ...]
+
+
+def _homes(spec: JobSpec, machines: Machines) -> list[_Home]:
+    parallel = spec.parallel
+    for name, value, plain in (
+        ("stages", parallel.stages, 1),
+        ("tensor", parallel.tensor, 1),
+        ("schedule", "ring" if parallel.schedule == "naive" else parallel.schedule, "ring"),
+    ):
+        if value != plain:
+            other = "tensor" if name == "tensor" else "pipeline"
+            raise UsageError(
+                f"strategy sequential has no {name}: layers are spread over one rank's GPUs",
+                where=f"parallel.{name}",
+                fix=f"take it out, or set parallel.strategy to {other}",
+            )
+    each, rest = divmod(parallel.replicas, machines.nodes)
+    if rest:
+        raise UsageError(
+            f"{parallel.replicas} replicas can't be spread evenly over {machines.nodes} nodes",
+            where="parallel.replicas",
+            cause="under sequential a replica is one process on one node",
+            fix="make parallel.replicas a multiple of resources.nodes",
+        )
+    own = machines.gpus_per_node // each
+    if machines.device == "cuda" and not own:
+        raise UsageError(
+            f"{each} replicas per node can't share {machines.gpus_per_node} GPUs",
+            where="parallel.replicas",
+            fix=f"at most {machines.gpus_per_node * machines.nodes} replicas have a GPU each",
+        )
+    return [
+        _Home(rank, rank // each, tuple(range(rank % each * own, (rank % each + 1) * own)))
+        for rank in range(parallel.replicas)
+    ]
+
+
+def _replica(
+    checkpoint: Checkpoint, machines: Machines, spec: JobSpec, options: Options, width: int
+) -> Replica:
+    each = spec.parallel.replicas // machines.nodes
+    gpus = machines.gpus_per_node // each
+    tree = outline(checkpoint.config, checkpoint.shapes, width)
+    unsplit = unsplit_modules(tree, options.no_split, "parallel.options.no_split")
+    _check_gpus(options, gpus)
+    # The same spec plans on a CPU, where what it says of GPUs has no meaning.
+    memory = {d: size for d, size in (options.max_memory or {}).items() if gpus or d == "cpu"}
+    eager = bool(
+        text_config(checkpoint.config).get("attn_logit_softcapping")
+    )  # sdpa has no soft caps
+    return Replica(
+        model=Model(checkpoint.dims, tree, width, "eager" if eager else spec.model.attention),
+        split=Split(options.device_map, memory or None, tuple(unsplit)),
+        gpus=gpus,
+        gpu_bytes=machines.gpu.memory_bytes if machines.gpu else 0,
+        cpu_bytes=machines.host_bytes // each,
+    )
+
+
+def _check_gpus(options: Options, gpus: int) -> None:
+    """Raises UsageError where the options name a GPU that a replica does not have."""
+    by_hand = options.device_map if isinstance(options.device_map, dict) else {}
+    named = {
+        "device_map": by_hand.values(),
+        "max_memory": (options.max_memory or {}) if gpus else {},
+    }
+    for key, devices in named.items():
+        beyond = sorted(d for d in devices if isinstance(d, int) and d >= gpus)
+        if beyond:
+            raise UsageError(
+                f"GPU {beyond[0]} is named, but a replica has {gpus}, numbered from 0",
+                where=f"parallel.options.{key}",
+                fix="GPUs are counted within one replica; see resources.gpus_per_node",
+            )
+
+
+def _rows(replica: Replica, shares: Sequence[Share], home: _Home) -> list[DevicePlan]:
+    """The devices of one replica in the order of their layers; GPUs that stay empty come last."""
+    empty = [gpu for gpu in range(replica.gpus) if gpu not in {share.device for share in shares}]
+    nothing = [Share(gpu, (), weights=0, kv=0, activations=0, reserve=0) for gpu in empty]
+    return [
+        DevicePlan(
+            replica=home.rank,
+            stage=stage,
+            rank=home.rank,
+            device=f"cuda:{home.gpus[s.device]}" if isinstance(s.device, int) else s.device,
+            layers=(s.layers[0], s.layers[-1]) if s.layers else None,
+            weights_bytes=s.weights,
+            kv_bytes=s.kv,
+            activation_bytes=s.activations,
+            peak_bytes=s.peak,
+            capacity_bytes=replica.capacity(s.device),
+        )
+        for stage, s in enumerate([*shares, *nothing])
+    ]
+
+
+def _placements(homes: Sequence[_Home], device_map: DeviceMap) -> list[Placement]:
+    plain = set(device_map.values()) == {"cpu"}
+    return [
+        Placement(
+            rank=home.rank,
+            replica=home.rank,
+            node=home.node,
+            gpus=home.gpus,
+            device_map=None if plain else device_map,
+        )
+        for home in homes
+    ]
+
+
+def _predicted(shares: Sequence[Share], turns: int) -> Predicted:
+    """One batch over K devices keeps each busy 1/K of the time; moving spilled layers is not predicted."""
+    if len(shares) > max(1, turns):
+        return Predicted()
+    return Predicted(utilization=1 / max(1, turns), bubble=1 - 1 / max(1, turns))
