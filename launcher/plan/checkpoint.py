@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.errors import WeightsError
 from launcher.plan.complete import missing_tensors, wrong_shapes
 from launcher.plan.dims import Config, Dims, text_config
 from launcher.plan.headers import TensorInfo, check_header, inside, parse_json, read_header
-from launcher.plan.outline import HEAD, layer_prefix
+from launcher.plan.outline import HEAD, Outline, layer_prefix, outline
 from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
+
+Found = TypeVar("Found")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -148,6 +150,12 @@ class Checkpoint:
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def outline(self, width: int) -> Outline:
+        """The tree of modules that placement cuts, ``width`` bytes per element. Raises WeightsError."""
+        return _understood(
+            lambda config: outline(config, self.shapes, width), self.config, self.where
+        )
+
     def dtype(self, asked: str = "auto") -> str:
         """float32, bfloat16 or float16: as asked, else as the config says, else as most weights are."""
         if "quantization_config" in self.config:
@@ -228,10 +236,10 @@ def _config_dtype(config: Config) -> str | None:
     return None
 
 
-def _understood(function: Any, config: Config, where: str) -> Any:
+def _understood(function: Callable[[Config], Found], config: Config, where: str) -> Found:
     try:
         return function(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise WeightsError(f"config.json makes no sense here: {error}", where=where) from None
 
 

@@ -13,6 +13,7 @@ from launcher import environ
 SMI = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free")
 SMI_TIMEOUT_S = 20  # a driver that nobody used yet takes seconds to wake up
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_FILES = {  # version 2, and version 1's memory controller: limit, use, and what of it can be dropped
     "": ("memory.max", "memory.current", "inactive_file"),
@@ -80,7 +81,7 @@ def memory_here() -> tuple[int, int]:
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:
     """Limit and use of each cgroup with a memory limit above this process; use without what can be dropped."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in OWN_CGROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in CGROUP_FILES:
             continue

@@ -143,7 +143,7 @@ def _tensor(key: str, entry: Any, path: Path | str, name: str) -> TensorInfo:
         raise _broken(path, f"tensor {key[:80]} has no description, or too long a name")
     dtype = entry.get("dtype")
     shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _broken(path, f"tensor {key} has the unknown dtype {dtype!r}")
     if shape is None or offsets is None or len(offsets) != 2:
         raise _broken(path, f"tensor {key} has a malformed shape or data_offsets")

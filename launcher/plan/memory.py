@@ -15,8 +15,8 @@ from launcher.plan.dims import Dims
 from launcher.plan.outline import Outline
 from launcher.plan.placement import Device, find_device
 from launcher.plan.plan import Batch
+from launcher.plan.sizes import GIB
 
-GIB = 2**30
 # CUDA: context, library workspaces and what the caching allocator can't use between its blocks.
 # CPU: the interpreter, torch and transformers themselves.
 RESERVE = {"cuda": 3 * GIB // 2, "cpu": 3 * GIB // 4}

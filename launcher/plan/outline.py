@@ -140,7 +140,7 @@ def _guessed(config: Config, shapes: Mapping[str, tuple[int, ...]], width: int) 
         *rotary,
         *(heads or [head]),
     ]
-    stem = str((config.get("architectures") or ["?"])[0]).partition("For")[0]
+    stem = re.split(r"For[A-Z]|LMHead", str((config.get("architectures") or ["?"])[0]))[0]
     guesses = dict.fromkeys(f"{stem}{end}" for end in ("DecoderLayer", "Layer", "Block"))
     return Outline(
         root=_tree(_gather(sizes, order, prefix), {}, prefix),

@@ -21,7 +21,6 @@ from launcher.plan.checkpoint import WIDTHS, Checkpoint
 from launcher.plan.dims import text_config
 from launcher.plan.machines import Machines
 from launcher.plan.memory import Model, Share
-from launcher.plan.outline import outline
 from launcher.plan.placement import Device, DeviceMap, unsplit_modules
 from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
 from launcher.plan.replica import Replica, Split
@@ -171,7 +170,7 @@ def _replica(
 ) -> Replica:
     each = spec.parallel.replicas // machines.nodes
     gpus = machines.gpus_per_node // each
-    tree = outline(checkpoint.config, checkpoint.shapes, width)
+    tree = checkpoint.outline(width)
     unsplit = unsplit_modules(tree, options.no_split, "parallel.options.no_split")
     _check_gpus(options, gpus)
     # The same spec plans on a CPU, where what it says of GPUs has no meaning.

