@@ -19,10 +19,12 @@ from launcher.plan.checkpoint import Checkpoint
 @dataclass(frozen=True)
 class Loading:
     """How a model is to be held: ``dtype`` as the plan resolved it; ``device_map`` names modules' devices, with
-    "cpu" and "disk" among them, None for a plain load onto the CPU."""
+    "cpu" and "disk" among them, None for a plain load onto the CPU. ``offload_dir`` is for weights on disk
+    that transformers converts while loading, such as fused experts; others stay in the checkpoint."""
 
     dtype: str
     device_map: dict[str, int | str] | None = None
+    offload_dir: str | None = None
 
 
 def load_model(spec: ModelSpec, loading: Loading) -> Any:
@@ -47,12 +49,17 @@ def load_model(spec: ModelSpec, loading: Loading) -> Any:
             attn_implementation=_attention(spec),
             # accelerate knows no device map that is all CPU; such a model is loaded plainly.
             device_map=None if places <= {"cpu"} else loading.device_map,
+            offload_folder=loading.offload_dir,
             use_safetensors=True,
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
         raise _refused(spec.path, error) from error
     _check(spec.path, model, info)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation(
+            "eager"
+        )  # sdpa leaves the caps out: older versions without a word
     used = model.config._attn_implementation
     if used != spec.attention:
         logs.get_logger().warning("this model attends with %s, not %s", used, spec.attention)

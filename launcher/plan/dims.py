@@ -69,7 +69,7 @@ class Dims:
             context=figure(text, "max_position_embeddings", default=0),
             experts=figure(text, "num_local_experts", default=0),
             mlp_width=_mlp_width(text, intermediate),
-            cached_per_layer=_cached(text, heads, 2 * kv_heads * head_dim),
+            cached_per_layer=_cached(text, 2 * kv_heads * head_dim),
         )
 
 
@@ -110,9 +110,8 @@ def _mlp_width(text: Config, intermediate: int) -> int:
     return max(intermediate, visited * figure(text, "moe_intermediate_size", default=intermediate))
 
 
-def _cached(text: Config, heads: int, grouped: int) -> int:
+def _cached(text: Config, grouped: int) -> int:
     if not text.get("kv_lora_rank"):
         return grouped
-    # Latent attention (DeepSeek) is cached expanded: a key of both parts and a value per head.
-    parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    return heads * sum(figure(text, part) for part in parts)
+    # Latent attention (DeepSeek) is cached compressed: one latent and one rotary key for all heads.
+    return figure(text, "kv_lora_rank") + figure(text, "qk_rope_head_dim")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from launcher.errors import UsageError
+from launcher.job.section import Matching
 from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
 from launcher.plan import advice
@@ -24,6 +26,7 @@ from launcher.plan.memory import Model, Share
 from launcher.plan.placement import Device, DeviceMap, unsplit_modules
 from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
 from launcher.plan.replica import Replica, Split
+from launcher.plan.shapes import family
 from launcher.plan.sizes import Bytes
 from launcher.records import Demand
 
@@ -58,8 +61,8 @@ class Options(Section):
     no_split: list[str] = Field(
         default_factory=list, description="classes of modules that stay whole; layers always do"
     )
-    offload_dir: str | None = Field(
-        None, description="for weights on disk that can't be read from the checkpoint as they are"
+    offload_dir: Annotated[str, Matching(r"/.*", "an absolute path")] | None = Field(
+        None, description="of the node: where fused experts that go to disk are written anew"
     )
 
 
@@ -85,6 +88,12 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     else:
         notes += advice.why_not(replica, batch, slots)
     notes += advice.slow_dtype(machines, dtype)
+    device_map = replica.device_map(batch)
+    _check_offload(checkpoint, options, device_map)
+    if family(checkpoint.config) is None and len(device_map) > 1:
+        notes.append(
+            "the modules' names are guessed from the checkpoint's: this model_type is new here"
+        )
     turns = sum(isinstance(share.device, int) for share in shares)
     return Plan(
         fits=fits,
@@ -103,7 +112,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
         peak_flops=machines.gpu.flops.get(dtype) if machines.gpu else None,
         peak_bandwidth=machines.gpu.bandwidth if machines.gpu else None,
         devices=[row for home in homes for row in _rows(replica, shares, home)],
-        placements=_placements(homes, replica.device_map(batch)),
+        placements=_placements(homes, device_map),
         batch=batch,
         predicted=_predicted(shares, turns),
     )
@@ -115,7 +124,10 @@ def load(placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder) ->
     from launcher.model.packed import pack_linears
     from launcher.model.weights import Loading, load_model
 
-    model = load_model(spec.model, Loading(plan.dtype, placement.device_map))
+    offload = Options.model_validate(spec.parallel.options).offload_dir
+    if offload is not None:  # one folder per rank: replicas of a node write at the same time
+        offload = str(Path(offload) / f"rank-{placement.rank:04d}")
+    model = load_model(spec.model, Loading(plan.dtype, placement.device_map, offload))
     if plan.device == "cpu" and placement.device_map is None:
         pack_linears(model)
     return LocalStepModel(model, plan.batch, recorder)
@@ -202,6 +214,17 @@ def _check_gpus(options: Options, gpus: int) -> None:
                 where=f"parallel.options.{key}",
                 fix="GPUs are counted within one replica; see resources.gpus_per_node",
             )
+
+
+def _check_offload(checkpoint: Checkpoint, options: Options, device_map: DeviceMap) -> None:
+    """Raises UsageError where weights would have to be written to a folder that is not given."""
+    fused = any(".experts." in name for name in checkpoint.tensors)
+    if fused and "disk" in device_map.values() and options.offload_dir is None:
+        raise UsageError(
+            "experts are fused while loading, so those on disk can't be read from the checkpoint",
+            where="parallel.options.offload_dir",
+            fix="set it to a folder on a disk of the node, or leave more layers in memory",
+        )
 
 
 def _rows(replica: Replica, shares: Sequence[Share], home: _Home) -> list[DevicePlan]:

@@ -13,7 +13,7 @@ from jobs import command, journaled, launcher, read_rows, texts, wait_for, write
 
 from launcher.runtime import process
 
-ROWS = 400
+ROWS = 300
 REPLICAS = {"strategy": "sequential", "replicas": 2}
 
 

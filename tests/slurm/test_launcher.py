@@ -14,7 +14,7 @@ from jobs import journaled, launcher, read_rows, texts, wait_for, write_job
 pytestmark = pytest.mark.slurm
 
 TWO = {"strategy": "sequential", "replicas": 2}
-LONG = 1500  # rows: long enough to be interrupted
+LONG = 500  # rows: long enough to be interrupted
 
 
 @pytest.fixture
@@ -33,14 +33,16 @@ def state(run: Path, env: dict[str, str]) -> dict[str, Any]:
     return dict(json.loads(launcher("status", run, "--json", env=env).stdout))
 
 
-def wait_complete(run: Path, env: dict[str, str]) -> dict[str, Any]:
-    def over() -> dict[str, Any] | None:
-        found = state(run, env)
-        return found if found["state"] in ("complete", "failed", "stopped") else None
+def wait_complete(run: Path, env: dict[str, str]) -> None:
+    """Wait for the manifest; fail at once when an attempt failed."""
 
-    found = dict(wait_for(over))
+    def over() -> bool:
+        ended = [json.loads(path.read_text()) for path in run.glob("attempts/*/ended.json")]
+        return (run / "manifest.json").exists() or any(e["kind"] == "failed" for e in ended)
+
+    wait_for(over, 240)
+    found = state(run, env)
     assert found["state"] == "complete", json.dumps(found["failure"], indent=1) + said(run)
-    return found
 
 
 def said(run: Path) -> str:

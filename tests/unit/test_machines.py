@@ -174,30 +174,23 @@ def test_memory_of_this_machine_is_an_assumption_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "folder", "limit", "used", "cache"),
+    ("line", "folder", "names"),
     [
-        ("0::/job/step", "", "memory.max", "memory.current", "inactive_file"),
-        (
-            "4:memory:/job/step",
-            "memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
+        ("0::/job/step", "", hardware.CGROUP_FILES[""]),
+        ("4:memory:/job/step", "memory", hardware.CGROUP_FILES["memory"]),
     ],
 )
 def test_cgroups_limit_the_memory(
     line: str,
     folder: str,
-    limit: str,
-    used: str,
-    cache: str,
+    names: tuple[str, str, str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "own").write_text(f"7:cpu,cpuacct:/\n{line}\n")
     monkeypatch.setattr(hardware, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    limit, used, cache = names
     step = tmp_path / folder / "job" / "step"
     step.mkdir(parents=True)
     for group, bound in ((step, "max"), (step.parent, str(300 * 2**20))):

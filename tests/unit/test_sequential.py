@@ -1,0 +1,333 @@
+"""Strategy sequential: the plan that it makes, what it says of it, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make_model
+from pydantic import ValidationError
+
+from launcher.errors import UsageError
+from launcher.job.spec import JobSpec
+from launcher.measure.spans import Recorder
+from launcher.model.step import Step, StepModel
+from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.machines import Machines, gpu_profiles
+from launcher.plan.plan import Plan
+from launcher.records import Demand
+from launcher.strategies import sequential
+
+GIB = 2**30
+DEMAND = Demand(rows=10_000, longest_prompt_bytes=2000, max_new_tokens=256)
+SEVENTY = dict.fromkeys(range(4), "70GiB")
+
+
+def machines(gpus: int, nodes: int = 1, gpu: str = "A100-80GB", host: int = 200) -> Machines:
+    if not gpus:
+        return Machines("cpu", nodes, 0, None, host * GIB)
+    return Machines("cuda", nodes, gpus, gpu_profiles()[gpu], host * GIB)
+
+
+def spec(
+    options: dict[str, Any] | None = None,
+    dtype: str = "bfloat16",
+    batch: dict[str, Any] | None = None,
+    **parallel: Any,
+) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "name": "test",
+            "model": {"path": "org/model", "dtype": dtype},
+            "input": {"path": "prompts.jsonl"},
+            "parallel": {"options": options or {}, **parallel},
+            "batch": batch or {},
+        }
+    )
+
+
+def plan(
+    where: Machines,
+    job: JobSpec,
+    name: str = "meta-llama/Llama-2-70b-hf",
+    demand: Demand = DEMAND,
+) -> Plan:
+    checkpoint = Checkpoint.known(name)
+    assert checkpoint is not None
+    return sequential.place(checkpoint, where, job, demand)
+
+
+def layers(made: Plan) -> list[tuple[str, tuple[int, int] | None]]:
+    return [(device.device, device.layers) for device in made.devices]
+
+
+def said(made: Plan) -> str:
+    return "\n".join(made.reasons)
+
+
+def test_golden_float32_over_four_gpus() -> None:
+    made = plan(machines(4), spec({"max_memory": SEVENTY}, dtype="float32"))
+    assert made.fits
+    assert layers(made) == [
+        ("cuda:0", (0, 19)),
+        ("cuda:1", (20, 40)),
+        ("cuda:2", (41, 61)),
+        ("cuda:3", (62, 79)),
+    ]
+    assert made.weights_bytes == 2 * 137_953_296_384
+    assert sum(device.weights_bytes for device in made.devices) == made.weights_bytes
+    assert made.predicted.utilization == 0.25
+    assert made.predicted.bubble == 0.75
+    assert made.schedule == "naive"
+
+
+def test_golden_bfloat16_leaves_two_rented_gpus_empty_and_says_so() -> None:
+    made = plan(machines(4), spec({"max_memory": SEVENTY}))
+    assert made.fits
+    assert layers(made) == [
+        ("cuda:0", (0, 41)),
+        ("cuda:1", (42, 79)),
+        ("cuda:2", None),
+        ("cuda:3", None),
+    ]
+    assert made.parameters == 68_976_648_192
+    assert made.weights_bytes == 137_953_296_384
+    assert made.kv_bytes_per_token * 100 == 31.25 * 2**20
+    assert "GPUs 2, 3 stay empty" in said(made)
+    assert "built-in table" in said(made)
+
+
+def test_what_ranks_load_is_what_the_table_shows() -> None:
+    made = plan(machines(4, nodes=2), spec({"device_map": "balanced"}, replicas=4))
+    assert made.fits
+    assert (made.world_size, made.ranks_per_node, made.nodes) == (4, 2, 2)
+    assert [(p.node, p.gpus) for p in made.placements] == [
+        (0, (0, 1)),
+        (0, (2, 3)),
+        (1, (0, 1)),
+        (1, (2, 3)),
+    ]
+    for placement in made.placements:
+        own = [d for d in made.devices if d.rank == placement.rank]
+        assert [d.device for d in own] == [f"cuda:{gpu}" for gpu in placement.gpus]
+        assert placement.device_map is not None
+        for stage, device in enumerate(own):
+            assert device.layers is not None
+            for layer in device.layers:
+                assert placement.device_map[f"model.layers.{layer}"] == stage
+    assert all(d.peak_bytes <= (d.capacity_bytes or 0) for d in made.devices)
+
+
+def test_one_gpu_per_copy_needs_no_split() -> None:
+    made = plan(machines(4), spec(replicas=4), "meta-llama/Llama-3.1-8B")
+    assert made.fits
+    assert {str(p.device_map) for p in made.placements} == {"{'': 0}"}
+    assert [p.gpus for p in made.placements] == [(0,), (1,), (2,), (3,)]
+    assert made.schedule is None
+    assert made.predicted.bubble == 0
+    assert made.peak_flops == 312e12
+    assert made.peak_bandwidth == 2039e9
+
+
+def test_too_small_is_told_with_what_would_do() -> None:
+    made = plan(machines(1), spec())
+    assert not made.fits
+    assert "short" in said(made)
+    assert "2 GPUs like these per replica would do, here it has 1" in said(made)
+    over = [d for d in made.devices if d.peak_bytes > (d.capacity_bytes or 0)]
+    assert [d.device for d in over] == ["cuda:0"]
+    assert "model.dtype: bfloat16" in said(plan(machines(1), spec(dtype="float32")))
+
+
+def test_slots_that_do_not_fit_are_told_how_many_do() -> None:
+    made = plan(machines(2), spec(batch={"slots": 500}))
+    assert not made.fits
+    assert made.batch.slots == 500
+    best = plan(machines(2), spec()).batch.slots
+    assert f"batch.slots: {best} fits" in said(made)
+    assert plan(machines(2), spec(batch={"slots": best})).fits
+
+
+def test_copies_are_proposed_where_gpus_take_turns() -> None:
+    made = plan(machines(8), spec())
+    assert "parallel.replicas: 4" in said(made)
+    assert "take turns" in said(made)
+    assert "take turns" not in said(plan(machines(1), spec(), "meta-llama/Llama-3.1-8B"))
+
+
+def test_gpus_left_over_by_the_replicas() -> None:
+    made = plan(machines(8), spec(replicas=3), "meta-llama/Llama-3.1-8B")
+    assert [p.gpus for p in made.placements] == [(0, 1), (2, 3), (4, 5)]
+    assert "2 GPUs of each node stay empty" in said(made)
+
+
+def test_spilling_only_where_it_is_asked_for() -> None:
+    asked = plan(machines(1), spec({"max_memory": {0: "60GiB", "cpu": "150GiB"}}))
+    assert asked.fits
+    assert [d.device for d in asked.devices] == ["cuda:0", "cpu"]
+    assert "stay in the CPU's memory" in said(asked)
+    assert asked.predicted.utilization is None
+    further = plan(machines(1), spec({"max_memory": {"cuda:0": "60GiB", "cpu": "40GiB"}}))
+    assert [d.device for d in further.devices] == ["cuda:0", "cpu", "disk"]
+    assert further.devices[2].capacity_bytes is None
+    assert "on disk" in said(further)
+
+
+def test_cpu() -> None:
+    made = plan(machines(0), spec(replicas=2), "meta-llama/Llama-3.1-8B")
+    assert made.fits
+    assert made.device == "cpu"
+    assert [(p.gpus, p.device_map) for p in made.placements] == [((), None), ((), None)]
+    assert [(d.device, d.capacity_bytes) for d in made.devices] == [("cpu", 100 * GIB)] * 2
+    assert made.predicted.utilization == 1
+    assert not plan(machines(0), spec()).fits or made.devices[0].peak_bytes < 200 * GIB
+
+
+def test_cpu_with_layers_on_disk_ignores_what_is_said_of_gpus() -> None:
+    job = spec({"max_memory": {0: "70GiB", "cpu": "8GiB"}}, batch={"slots": 2})
+    made = plan(machines(0, host=32), job)
+    assert made.fits
+    assert [d.device for d in made.devices] == ["cpu", "disk"]
+    device_map = made.placements[0].device_map
+    assert device_map is not None
+    assert set(device_map.values()) == {"cpu", "disk"}
+    assert not plan(machines(0, host=32), spec()).fits
+
+
+def test_map_by_hand() -> None:
+    by_hand = {
+        "model.embed_tokens": 0,
+        **{f"model.layers.{index}": "cuda:1" if index > 39 else 0 for index in range(80)},
+        "model.norm": "1",
+        "lm_head": 1,
+    }
+    made = plan(machines(2), spec({"device_map": by_hand}))
+    assert made.fits
+    assert layers(made) == [("cuda:0", (0, 39)), ("cuda:1", (40, 79))]
+    assert not plan(machines(2), spec({"device_map": {"": 0}})).fits
+
+
+@pytest.mark.parametrize(
+    ("where", "job", "message"),
+    [
+        (machines(4), spec(stages=2), "set parallel.strategy to pipeline"),
+        (machines(4), spec(schedule="gpipe"), "parallel.schedule"),
+        (machines(4), spec(tensor=2), "set parallel.strategy to tensor"),
+        (machines(4, nodes=2), spec(), "multiple of resources.nodes"),
+        (machines(4, nodes=2), spec(replicas=3), "multiple of resources.nodes"),
+        (machines(4), spec(replicas=8), "at most 4 replicas"),
+        (machines(2), spec({"max_memory": {2: "70GiB"}}), "a replica has 2"),
+        (machines(2), spec({"device_map": {"": 2}}), "a replica has 2"),
+        (machines(0), spec({"device_map": {"": 0}}), "a replica has 0"),
+        (machines(2), spec({"device_map": {"model": 0, "head": 1}}), "did you mean lm_head"),
+        (machines(2), spec({"no_split": ["LlamaLayer"]}), "LlamaDecoderLayer"),
+    ],
+)
+def test_what_is_refused(where: Machines, job: JobSpec, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(where, job)
+    assert message in str(caught.value)
+    assert caught.value.where
+
+
+def test_fused_experts_on_disk_need_a_folder() -> None:
+    options: dict[str, Any] = {"max_memory": {"cpu": "40GiB"}}
+    with pytest.raises(UsageError, match="fused while loading"):
+        plan(machines(0), spec(options), "mistralai/Mixtral-8x7B-v0.1")
+    assert plan(machines(0), spec(options)).fits
+    options["offload_dir"] = "/scratch/offload"
+    assert plan(machines(0), spec(options), "mistralai/Mixtral-8x7B-v0.1").fits
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "mixtral", "gemma2"])
+def test_layers_on_disk_compute_what_layers_in_memory_do(kind: str, tmp_path: Path) -> None:
+    """Loads the plan's own map, with layers on disk, and compares the tokens with those of a plain load."""
+    path = make_model(tmp_path / kind, kind)
+    checkpoint = Checkpoint.read(path)
+    weights = checkpoint.outline(4).root.weights
+    asked = {"max_memory": {"cpu": weights * 3 // 4}, "offload_dir": str(tmp_path / "offload")}
+    tokens = {}
+    for name, options in (("memory", {}), ("disk", asked)):
+        job = spec(options, "float32", {"slots": 2, "max_length": 64})
+        job = job.model_copy(update={"model": job.model.model_copy(update={"path": str(path)})})
+        made = sequential.place(checkpoint, machines(0), job, DEMAND)
+        assert made.fits, made.reasons
+        device_map = made.placements[0].device_map
+        assert (device_map is not None and "disk" in device_map.values()) == (name == "disk")
+        with Recorder(tmp_path / f"{name}.jsonl", {}) as recorder:
+            model = sequential.load(made.placements[0], made, job, recorder)
+            tokens[name] = generate(model)
+            model.close()
+    assert tokens["disk"] == tokens["memory"]
+
+
+def generate(model: StepModel) -> list[list[int]]:
+    """Greedy tokens of two prompts of different length."""
+    slots, starts = torch.tensor([0, 1]), torch.tensor([0, 0])
+    fed, counts = torch.tensor([[5, 6, 7], [9, 0, 0]]), torch.tensor([3, 1])
+    found = []
+    for step in range(6):
+        kind = "decode" if step else "prefill"
+        model.launch(Step(0, kind, slots, fed, starts, counts))
+        drawn = model.collect()
+        found.append(drawn.tolist())
+        starts, fed, counts = starts + counts, drawn[:, None], torch.tensor([1, 1])
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"offload_dir": "offload"},
+        {"device_map": "sequentiall"},
+        {"device_map": {"model": "gpu0"}},
+        {"device_map": {"model": -1}},
+        {"max_memory": {0: "lots"}},
+        {"max_memory": {0: -5}},
+        {"max_memory": {"tpu": "5GiB"}},
+        {"no_split": "LlamaDecoderLayer"},
+        {"nosplit": []},
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        sequential.Options.model_validate(options)
+
+
+def test_numbers_of_gpus_however_they_are_written() -> None:
+    read = sequential.Options.model_validate({"max_memory": {"0": "1GiB", "cuda:1": 5, "cpu": 7}})
+    assert read.max_memory == {0: GIB, 1: 5, "cpu": 7}
+    again = sequential.Options.model_validate(read.model_dump(mode="json"))
+    assert again == read
+
+
+def test_dtype_is_resolved_and_slow_ones_are_told() -> None:
+    assert plan(machines(2), spec(dtype="auto")).dtype == "float16"
+    slow = plan(machines(8, gpu="V100-32GB"), spec())
+    assert slow.dtype == "bfloat16"
+    assert "V100-32GB" in said(slow)
+    assert slow.peak_flops is None
+
+
+def test_every_family_plans_over_every_rule() -> None:
+    names = (
+        "Qwen/Qwen2.5-72B",
+        "Qwen/Qwen3-32B",
+        "mistralai/Mixtral-8x22B-v0.1",
+        "google/gemma-2-27b",
+        "EleutherAI/gpt-neox-20b",
+        "microsoft/Phi-3-medium-4k-instruct",
+        "mistralai/Mistral-7B-v0.1",
+    )
+    for name in names:
+        for rule in ("sequential", "auto", "balanced", "balanced_low_0"):
+            made = plan(machines(8), spec({"device_map": rule}), name)
+            assert made.fits, (name, rule)
+            assert all(d.peak_bytes <= (d.capacity_bytes or 0) for d in made.devices)
+            checkpoint = Checkpoint.known(name)
+            assert checkpoint is not None
+            numbers = [d.layers for d in made.devices if d.layers]
+            assert numbers[0][0] == 0
+            assert numbers[-1][1] == checkpoint.dims.layers - 1
