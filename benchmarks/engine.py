@@ -112,12 +112,13 @@ def compare(contenders: dict[str, Callable[[], Outputs]], rounds: int) -> None:
     """Print every contender's tokens per second and the first one's ratio to each."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     tokens: dict[str, Outputs] = {}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, run in contenders.items():
             started = time.perf_counter()
             tokens[name] = run()
             seconds = time.perf_counter() - started
             rates[name].append(sum(map(len, tokens[name])) / seconds)
+            print(f"round {turn}: {name}: {rates[name][-1]:.1f} tok/s", flush=True)
     ours, *_ = contenders
     for name, found in rates.items():
         ratio = statistics.median(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +13,8 @@ from launcher.job.codes import RowError
 from launcher.model.sampling import NOT_A_NUMBER
 from launcher.model.step import Step, StepSampling
 from launcher.records import Generation, Request
+
+RECENT = 4096  # rows over which times to the first token are kept: a run may have millions
 
 
 class Sequence:
@@ -164,17 +167,18 @@ def _sampling(requests: list[Request], positions: torch.Tensor) -> StepSampling 
 
 @dataclass
 class Counters:
-    """What the engine did so far. ``first_token_s`` sums over the rows that are done."""
+    """What the engine did so far. ``first_tokens`` are the seconds to the first token of the last rows done."""
 
     steps: int = 0
     rows_done: int = 0
     rows_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    first_token_s: float = 0.0
+    first_tokens: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def finished(self, generation: Generation, sequence: Sequence) -> None:
         """Count one more row."""
         self.rows_done += 1
         self.completion_tokens += generation.completion_tokens
-        self.first_token_s += sequence.first_token_s or 0.0
+        if sequence.first_token_s is not None:
+            self.first_tokens.append(sequence.first_token_s)

@@ -9,28 +9,12 @@ from typing import Any
 
 import torch
 
-from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
 from launcher.model.cache import Access, Packed, SlotCache, Together
 from launcher.model.masks import Mask, Masks, Places
-from launcher.model.packed import pack_linears
 from launcher.model.sampling import draw
 from launcher.model.step import Step
-from launcher.model.weights import Loading, load_model
-from launcher.plan.plan import Batch, Placement, Plan
-
-
-def load_local(
-    placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder
-) -> LocalStepModel:
-    """The model of ``spec`` as ``placement`` spreads it over this rank's devices.
-
-    Raises WeightsError or PreflightError as load_model does.
-    """
-    model = load_model(spec.model, Loading(plan.dtype, placement.device_map))
-    if not getattr(model, "hf_device_map", None):
-        pack_linears(model)
-    return LocalStepModel(model, plan.batch, recorder)
+from launcher.plan.plan import Batch
 
 
 class LocalStepModel:

@@ -57,9 +57,8 @@ def load_model(spec: ModelSpec, loading: Loading) -> Any:
         raise _refused(spec.path, error) from error
     _check(spec.path, model, info)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-        model.set_attn_implementation(
-            "eager"
-        )  # sdpa leaves the caps out: older versions without a word
+        # sdpa leaves the caps out, in older versions without a word.
+        model.set_attn_implementation("eager")
     used = model.config._attn_implementation
     if used != spec.attention:
         logs.get_logger().warning("this model attends with %s, not %s", used, spec.attention)

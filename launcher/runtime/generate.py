@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher import strategies
 from launcher.engine.engine import Engine
@@ -68,13 +70,17 @@ def generate(
         Journal(run, attempt, rank) as journal,
     ):
         beat.phase("loading")
-        began = time.perf_counter()
+        began, read_before = time.perf_counter(), storage_bytes()
         with recorder.span("load"):
             model = strategies.get(plan.strategy).load(placement, plan, spec, recorder)
             text = Text.load(
                 spec.model, max_length=plan.batch.max_length, template=spec.input.template
             )
-        beat.status.figures["load_s"] = time.perf_counter() - began
+        beat.status.figures |= {
+            "started": time.time(),
+            "load_s": time.perf_counter() - began,
+            "bytes_read": storage_bytes() - read_before,
+        }
         get_logger().info("loaded in %.1f s", beat.status.figures["load_s"])
         beat.phase("running")
         engine = Engine(model, text, plan.batch)
@@ -84,6 +90,7 @@ def generate(
         beat.phase("draining" if not whole else "running")
         model.close()
         index.close()
+        beat.status.figures |= first_token_figures(engine.counters.first_tokens)
     get_logger().info("%s after %d steps", "done" if whole else "drained", engine.counters.steps)
 
 
@@ -95,6 +102,24 @@ def _between_steps(engine: Engine, beat: Heartbeat) -> bool:
     status.completion_tokens = done.completion_tokens
     status.figures["peak_memory_bytes"] = peak_memory()
     return beat.draining.is_set()
+
+
+def storage_bytes() -> int:
+    """Bytes that this process has had read from storage so far; what the page cache held is not in it."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
+
+
+def first_token_figures(seconds: Iterable[float]) -> dict[str, float]:
+    """Mean, median and 95th percentile of the time from a prompt's first step to its first new token."""
+    found = sorted(seconds)
+    if not found:
+        return {}
+    return {
+        "ttft_s_mean": sum(found) / len(found),
+        "ttft_s_p50": found[len(found) // 2],
+        "ttft_s_p95": found[min(len(found) - 1, len(found) * 95 // 100)],
+    }
 
 
 def peak_memory() -> int:

@@ -13,7 +13,7 @@ from launcher.errors import PreflightError
 from launcher.job.codes import RowError
 from launcher.job.spec import ModelSpec
 from launcher.records import Request, Sampling
-from tests.models import byte_tokenizer, make_model, prefix_space_tokenizer
+from models import byte_tokenizer, make_model, prefix_space_tokenizer
 
 MESSAGES = [{"role": "user", "content": "the dog"}]
 

@@ -14,7 +14,7 @@ from launcher.errors import PreflightError, WeightsError
 from launcher.job.spec import ModelSpec
 from launcher.model.packed import PackedLinear, pack_linears
 from launcher.model.weights import Loading, load_model
-from tests.models import make_model
+from models import make_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
