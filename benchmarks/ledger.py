@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from launcher import ledger
-from launcher.job.prompts import build_index
-from launcher.job.results import encode_line
+from launcher.input.prompts import build_index
+from launcher.input.results import encode_line
 from launcher.job.spec import JobSpec
 from launcher.records import Attempt, Generation
 from launcher.run import Run

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from launcher import ledger, registry, state, strategies
 from launcher.errors import Busy, DoesNotFit, PreflightError
-from launcher.job import hub, prompts
+from launcher.hub import resolve as hub
+from launcher.input import prompts
 from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
 from launcher.job.spec import JobSpec
 from launcher.plan.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ def plan_job(
     """
     loaded = load_spec(path, overrides)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
-    spec = loaded.spec.with_model(model)
+    spec = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
     machines = resolve_machines(spec, here=here)
     plan = _place(loaded, spec, checkpoint, machines, prompts.scan(spec, SCAN_BYTES))
@@ -133,19 +134,25 @@ def next_dir(spec: JobSpec) -> Path:
 
 
 def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
-    """From the local copy's headers, the hub's metadata, or the built-in table where no hub answers."""
+    """From the local copy's headers, the hub's metadata, or the built-in table where the hub does not answer
+    or wants a token that a plan does not need."""
     if model.path is not None:
         return Checkpoint.read(model.path)
-    if model.commit is not None:
-        return Checkpoint.from_headers(*hub.remote_metadata(model.name, model.commit))
     known = Checkpoint.known(model.name)
-    if known is None:
+    if model.commit is None and known is None:
         raise PreflightError(
             f"{model.name} is not here, and the hub does not answer",
             where="model.path",
             cause=model.note,
             fix="run this where there is a network, or give a directory",
         )
+    try:
+        if model.commit is not None:
+            return Checkpoint.from_headers(*hub.remote_metadata(model.name, model.commit))
+    except PreflightError:
+        if known is None:
+            raise
+    assert known is not None
     return known
 
 

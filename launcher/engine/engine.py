@@ -11,7 +11,7 @@ import torch
 
 from launcher.engine.sequence import Counters, Group, Sequence
 from launcher.engine.text import Text
-from launcher.job.codes import RowError
+from launcher.input.codes import RowError
 from launcher.model.step import Step, StepModel
 from launcher.plan.plan import Batch
 from launcher.records import Failure, Generation, Request

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from launcher.engine.text import StopFinder, Text
-from launcher.job.codes import RowError
+from launcher.input.codes import RowError
 from launcher.model.sampling import NOT_A_NUMBER
 from launcher.model.step import Step, StepSampling
 from launcher.records import Generation, Request

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from launcher.errors import PreflightError
-from launcher.job.codes import RowError
+from launcher.input.codes import RowError
 from launcher.job.spec import ModelSpec
 from launcher.records import Request
 

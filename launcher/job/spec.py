@@ -7,15 +7,12 @@ are derived from these classes, so a field is stated once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from launcher.job.section import Auto, Count, Matching, Ranks, Seconds, Section
 from launcher.job.slurm import SlurmSpec
-
-if TYPE_CHECKING:
-    from launcher.job.hub import ResolvedModel
 
 __all__ = ["JobSpec", "Seconds", "Section", "SlurmSpec", "strategy_names"]
 
@@ -137,10 +134,7 @@ class JobSpec(Section):
     slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()
 
-    def with_model(self, found: ResolvedModel) -> JobSpec:
-        """This spec with the model's local path and commit, as far as they are known."""
-        update = {
-            "path": str(found.path or self.model.path),
-            "revision": found.commit or self.model.revision,
-        }
-        return self.model_copy(update={"model": self.model.model_copy(update=update)})
+    def with_model(self, path: str, revision: str | None) -> JobSpec:
+        """This spec with its model at ``path``, at that revision."""
+        found = self.model.model_copy(update={"path": path, "revision": revision})
+        return self.model_copy(update={"model": found})

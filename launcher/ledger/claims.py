@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import Busy
-from launcher.job.files import told
-from launcher.job.index import InputIndex
+from launcher.input.files import told
+from launcher.input.index import InputIndex
 from launcher.ledger.attempts import is_over
 from launcher.ledger.reader import Finished
 from launcher.records import Attempt

@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 
 from launcher.errors import Busy, RunFailed
-from launcher.job.results import Record, encode_line
+from launcher.input.results import Record, encode_line
 from launcher.records import Attempt
 from launcher.run import Run, sync_file
 

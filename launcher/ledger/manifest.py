@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from launcher.job.files import told
-from launcher.job.index import InputIndex, id_digest
-from launcher.job.results import read_result
+from launcher.input.files import told
+from launcher.input.index import InputIndex, id_digest
+from launcher.input.results import read_result
 from launcher.ledger.merge import Counts
 from launcher.run import Run, read_json, write_json
 

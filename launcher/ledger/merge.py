@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher import logs
 from launcher.errors import PreflightError
-from launcher.job.files import Readers, told
-from launcher.job.index import InputIndex, Kind
-from launcher.job.results import Record, decode_line, read_head, result_row
+from launcher.input.files import Readers, told
+from launcher.input.index import InputIndex, Kind
+from launcher.input.results import Record, decode_line, read_head, result_row
 from launcher.ledger.attempts import Fences
 from launcher.ledger.reader import Scan
 from launcher.records import Failure

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from launcher import logs
-from launcher.job.index import InputIndex
-from launcher.job.results import read_head
+from launcher.input.index import InputIndex
+from launcher.input.results import read_head
 from launcher.ledger.attempts import Fences
 from launcher.run import Run
 

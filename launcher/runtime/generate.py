@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher import strategies
 from launcher.engine.engine import Engine
 from launcher.engine.text import Text
-from launcher.job.prompts import InputIndex
+from launcher.input.prompts import InputIndex
 from launcher.job.spec import JobSpec
 from launcher.ledger import Claims, Journal
 from launcher.logs import get_logger

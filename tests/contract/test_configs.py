@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher import strategies
-from launcher.job import prompts
+from launcher.input import prompts
 from launcher.job.load import load_spec
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import resolve_machines

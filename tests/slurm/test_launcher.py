@@ -115,7 +115,7 @@ def test_a_killed_node_loses_nothing(
     fragile: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    (job,) = submit(write_job(tmp_path, LONG), run, env)
+    submit(write_job(tmp_path, LONG), run, env)
     wait_for(lambda: journaled(run) > 20)
     attempt = json.loads(next(run.glob("attempts/*/attempt.json")).read_text())
     fragile.kill_node(attempt["host"])

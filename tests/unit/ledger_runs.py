@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import ledger
-from launcher.job.prompts import build_index
+from launcher.input.prompts import build_index
 from launcher.job.spec import JobSpec
 from launcher.records import Attempt, Failure, Generation
 from launcher.run import Run

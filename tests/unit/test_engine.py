@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import ARCHITECTURES, make_model
 
 from launcher.engine.engine import Engine
 from launcher.engine.text import Text
@@ -17,7 +18,6 @@ from launcher.model.local import LocalStepModel
 from launcher.model.weights import Loading, load_model
 from launcher.plan.plan import Batch
 from launcher.records import Failure, Generation, Request, Sampling
-from models import ARCHITECTURES, make_model
 
 NEW = 20
 LENGTHS = (1, 2, 3, 5, 8, 11, 13, 17, 24, 40)  # tokens of the prompts, bos included

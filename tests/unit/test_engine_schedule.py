@@ -212,7 +212,7 @@ def test_a_drained_engine_gives_up_what_is_in_flight_and_can_run_again() -> None
 def test_a_row_that_cannot_be_encoded_takes_no_slot() -> None:
     class Picky(Words):
         def encode(self, request: Request) -> list[int]:
-            from launcher.job.codes import RowError
+            from launcher.input.codes import RowError
 
             if request.index % 3 == 0:
                 raise RowError("too_long", "by far")

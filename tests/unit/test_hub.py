@@ -16,8 +16,8 @@ from hub_server import Hub, Model, serve
 from huggingface_hub import constants
 
 from launcher.errors import PreflightError, WeightsError
-from launcher.job.hub import remote_metadata, resolve_model
-from launcher.job.hub_errors import HubUnreachable
+from launcher.hub.errors import HubUnreachable
+from launcher.hub.resolve import remote_metadata, resolve_model
 from launcher.job.spec import JobSpec, ModelSpec
 
 TOKEN = "hf_" + "Zz9Yy8Xx7Ww6Vv5Uu4Tt3"
@@ -242,17 +242,17 @@ def test_a_spec_takes_over_what_was_found(hub: Hub) -> None:
         {"name": "a", "model": {"path": "org/whole"}, "input": {"path": "p"}}
     )
     found = resolve_model(spec.model)
-    pinned = spec.with_model(found)
+    pinned = found.in_spec(spec)
     assert (pinned.model.path, pinned.model.revision) == (str(found.path), "c" * 40)
     assert resolve_model(pinned.model).path == found.path
-    left = spec.with_model(resolve_model(spec.model.model_copy(update={"path": "/tmp"})))
+    left = resolve_model(spec.model.model_copy(update={"path": "/tmp"})).in_spec(spec)
     assert (left.model.path, left.model.revision) == ("/tmp", None)
 
 
 def test_the_environment_names_the_hub_and_no_torch_is_loaded(hub: Hub, tmp_path: Path) -> None:
     code = """
 import sys
-from launcher.job.hub import resolve_model
+from launcher.hub.resolve import resolve_model
 from launcher.job.spec import ModelSpec
 print(resolve_model(ModelSpec(path="org/whole"), progress=lambda line: None).path)
 print({"torch", "transformers"} & set(sys.modules))

@@ -11,7 +11,7 @@ from ledger_runs import FIRST, answer, fail, make_run, write
 
 from launcher import ledger
 from launcher.errors import Busy
-from launcher.job.results import decode_line, encode_line, read_head
+from launcher.input.results import decode_line, encode_line, read_head
 from launcher.records import Attempt, Failure, Generation
 from launcher.run import Run, read_json
 

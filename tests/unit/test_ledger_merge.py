@@ -10,7 +10,7 @@ from ledger_runs import FIRST, answer, fail, make_run, rows_in, write
 
 from launcher import ledger
 from launcher.errors import PreflightError
-from launcher.job.results import encode_line
+from launcher.input.results import encode_line
 from launcher.records import Attempt
 from launcher.run import Run, read_json
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from launcher.errors import PreflightError, UsageError
-from launcher.job.codes import CODES
-from launcher.job.prompts import InputIndex, build_index, chunk_rows, scan
+from launcher.input.codes import CODES
+from launcher.input.prompts import InputIndex, build_index, chunk_rows, scan
 from launcher.job.spec import JobSpec
 from launcher.records import Demand, Failure, Request, Sampling
 
@@ -208,7 +208,7 @@ def test_a_line_of_64_megabytes_fails_alone_in_little_memory(tmp_path: Path) -> 
         out.write(b'"}\n' + lines({"prompt": "after"}))
     program = (
         "import sys; from pathlib import Path; from launcher.job.spec import JobSpec\n"
-        "from launcher.job.prompts import InputIndex, build_index\n"
+        "from launcher.input.prompts import InputIndex, build_index\n"
         "spec = JobSpec(name='t', model={'path': 'm'}, input={'path': sys.argv[1]})\n"
         "print(build_index(spec, Path(sys.argv[2]), 1).longest_prompt_bytes)\n"
         "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])\n"
@@ -418,7 +418,7 @@ def test_scan_is_exact_when_it_saw_everything_and_estimates_otherwise(tmp_path: 
 
 
 def test_every_code_that_the_program_uses_is_in_the_list() -> None:
-    folder = Path(__file__).parents[2] / "launcher" / "job"
+    folder = Path(__file__).parents[2] / "launcher" / "input"
     source = "".join((folder / f"{name}.py").read_text() for name in ("rows", "openai", "indexer"))
     used = set(re.findall(r'(?:RowError|row_id|row\.id|str\(index\))[(,]\s*"(\w+)"', source))
     assert used >= {"duplicate_id", "line_too_long", "nul", "unsupported_option"}

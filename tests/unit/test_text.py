@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import byte_tokenizer, make_model, prefix_space_tokenizer
 
 from launcher.engine.text import StopFinder, Text
 from launcher.errors import PreflightError
-from launcher.job.codes import RowError
+from launcher.input.codes import RowError
 from launcher.job.spec import ModelSpec
 from launcher.records import Request, Sampling
-from models import byte_tokenizer, make_model, prefix_space_tokenizer
 
 MESSAGES = [{"role": "user", "content": "the dog"}]
 

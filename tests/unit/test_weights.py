@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from models import make_model
 from safetensors.torch import load_file, save_file
 
 from launcher.errors import PreflightError, WeightsError
 from launcher.job.spec import ModelSpec
 from launcher.model.packed import PackedLinear, pack_linears
 from launcher.model.weights import Loading, load_model
-from models import make_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launcher.errors import PreflightError, UsageError
-from launcher.job.files import Readers
-from launcher.job.results import decode_line
-from launcher.job.rows import parse_row
+from launcher.input.files import Readers
+from launcher.input.results import decode_line
+from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, Section
 from launcher.records import Failure, Request
 

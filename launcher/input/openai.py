@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.job.codes import RowError, quote
+from launcher.input.codes import RowError, quote
 from launcher.records import Failure, Generation
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

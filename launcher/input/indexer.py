@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from launcher.errors import PreflightError
-from launcher.job.codes import quote
-from launcher.job.files import MAX_LINE_BYTES, Line, Readers, open_input, read_lines
-from launcher.job.index import (
+from launcher.input.codes import quote
+from launcher.input.files import MAX_LINE_BYTES, Line, Readers, open_input, read_lines
+from launcher.input.index import (
     BAD,
     ENTRY,
     FIELDS,
@@ -26,8 +26,8 @@ from launcher.job.index import (
     Kind,
     id_digest,
 )
-from launcher.job.results import encode_line
-from launcher.job.rows import parse_row
+from launcher.input.results import encode_line
+from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, JobSpec
 from launcher.records import Demand, Failure, Request
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launcher.job import openai
-from launcher.job.codes import RowError, quote
+from launcher.input import openai
+from launcher.input.codes import RowError, quote
 from launcher.job.spec import GenerationSpec
 from launcher.records import Failure, Request, Sampling
 

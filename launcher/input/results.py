@@ -7,7 +7,7 @@ import re
 import zlib
 from typing import Any
 
-from launcher.job import openai
+from launcher.input import openai
 from launcher.records import Failure, Generation
 
 Record = Generation | Failure

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import PreflightError
-from launcher.job.hub_errors import HubFailure, HubUnreachable, catching, not_a_model, refusal
-from launcher.job.hub_files import CONFIG, is_complete, is_small, small_json, weight_files
-from launcher.job.hub_progress import bars
-from launcher.job.spec import ModelSpec
+from launcher.hub.errors import HubFailure, HubUnreachable, catching, not_a_model, refusal
+from launcher.hub.files import CONFIG, is_complete, is_small, small_json, weight_files
+from launcher.hub.progress import bars
+from launcher.job.spec import JobSpec, ModelSpec
 
 Say = Callable[[str], None]
 
@@ -34,6 +34,11 @@ class ResolvedModel:
     commit: str | None
     source: Literal["directory", "cache", "hub"]
     note: str | None = None
+
+    def in_spec(self, spec: JobSpec) -> JobSpec:
+        """``spec`` with the model's local path and commit, as far as they are known."""
+        path = str(self.path or spec.model.path)
+        return spec.with_model(path, self.commit or spec.model.revision)
 
 
 def resolve_model(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.errors import UsageError
-from launcher.job.files import TO_JSONL, detect_format, find_files, open_input, read_lines, told
-from launcher.job.index import InputIndex
-from launcher.job.indexer import Indexer, Tally
+from launcher.input.files import TO_JSONL, detect_format, find_files, open_input, read_lines, told
+from launcher.input.index import InputIndex
+from launcher.input.indexer import Indexer, Tally
 from launcher.job.spec import JobSpec
 from launcher.records import Demand
 

@@ -1,0 +1,1 @@
+"""Models of the hub: resolved to a commit and fetched before anything is queued."""
