@@ -52,18 +52,22 @@ class StopRequest:
 
 
 def run_agent(path: str) -> str:
-    """Run this node's part of the run at ``path``; the outcome's kind when it ended well or was drained.
+    """The payload of a submitit task: this node's part of the run at ``path``.
 
-    Raises the error of the rank, node or check that failed.
+    Returns the outcome's kind when it ended well or was drained; raises the error of the rank, node or check
+    that failed.
     """
+    run = Run.open(path)
+    return _run(run, Node.in_job(Plan.model_validate_json(run.plan.read_bytes())))
+
+
+def _run(run: Run, node: Node) -> str:
     stop = StopRequest()
     stop.install()
     process.adopt_orphans()
-    run = Run.open(path)
+    logs.to(f"agent node {node.index}", run.agent_log(node.world, node.index))
     spec = load_resolved(run.job)
     plan = Plan.model_validate_json(run.plan.read_bytes())
-    node = Node.here(plan)
-    logs.to(f"agent node {node.index}", run.agent_log(node.world, node.index))
     meeting = meet(run, spec, node)
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
     return _attempt(run, spec, plan, node, meeting, stop)
@@ -133,11 +137,11 @@ def _requeue(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> 
 
 
 def main(path: str) -> int:
-    """Run the agent as a process: one line of JSON on stdout says how it ended."""
+    """The agent of a run on this machine alone: one line of JSON on stdout says how it ended."""
     process.die_with_parent()
     result: dict[str, Any]
     try:
-        result, code = {"outcome": run_agent(path)}, 0
+        result, code = {"outcome": _run(Run.open(path), Node.alone())}, 0
     except LauncherError as error:
         result, code = error.as_dict(), error.exit_code
     except Exception as error:  # noqa: BLE001 - the last frame: whoever reads stdout is told, too

@@ -30,16 +30,19 @@ class Node:
     restarts: int
 
     @classmethod
-    def here(cls, plan: Plan) -> Node:
-        """From Slurm's variables; on one machine without Slurm, node 0 of 1."""
+    def alone(cls) -> Node:
+        """The only node of the only world, whatever Slurm allocation this shell may be in."""
+        launch = f"{socket.gethostname()}.{os.getpid()}.{process.start_time(os.getpid())}"
+        return cls(0, 1, 0, launch, None, 0)
+
+    @classmethod
+    def in_job(cls, plan: Plan) -> Node:
+        """From Slurm's variables. Raises RunFailed where they do not fit the plan."""
         slurm = environ.slurm_job()
-        if slurm is None:
-            launch = f"{socket.gethostname()}.{os.getpid()}.{process.start_time(os.getpid())}"
-            return cls(0, 1, 0, launch, None, 0)
-        if slurm.nodes != plan.nodes:
+        if slurm is None or slurm.nodes != plan.nodes:
             raise RunFailed(
-                f"the job has {slurm.nodes} nodes and the plan {plan.nodes}",
-                where=f"Slurm job {slurm.job_id}",
+                f"the plan has {plan.nodes} nodes, the job {slurm.nodes if slurm else 'none'}",
+                where=f"Slurm job {slurm.job_id}" if slurm else socket.gethostname(),
                 fix="let `launcher submit` start the job",
             )
         launch = f"{slurm.job_id}.{slurm.restart_count}"

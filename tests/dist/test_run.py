@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from adder import is_right, prompt_rows
+from adder import adder_path, is_right, prompt_rows
+from hub_server import Model, serve
 from jobs import launcher, read_rows, texts, write_job
 
 
@@ -103,7 +104,6 @@ def test_layers_on_disk_give_the_same_texts(finished: Path, tmp_path: Path) -> N
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_refused_before_a_run_exists(tmp_path: Path) -> None:
-    from adder import adder_path
     from safetensors.torch import load_file, save_file
 
     model = tmp_path / "model"
@@ -136,3 +136,26 @@ def test_errors_are_json_with_json(tmp_path: Path) -> None:
     assert error["exit_code"] == 2
     assert "parallel" in error["what"]
     assert "Traceback" not in refused.stderr
+
+
+def test_a_shell_inside_a_slurm_job_does_not_matter(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 5)
+    inside = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_NODEID": "3"}
+    launcher("run", spec, "--run-dir", tmp_path / "run", env=inside)
+    assert len(texts(tmp_path / "run")) == 5
+
+
+def test_a_hub_model_is_fetched_before_and_loaded_offline(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in adder_path().iterdir()}
+    spec = write_job(tmp_path, 5, model={"path": "org/adder", "dtype": "float32"})
+    with serve() as hub:
+        hub.models["org/adder"] = Model(files)
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        launcher("run", spec, "--run-dir", tmp_path / "run", env=env)
+    assert len(texts(tmp_path / "run")) == 5
+    job = (tmp_path / "run" / "job.yaml").read_text()
+    assert str(tmp_path / "hf") in job
+    # The copy is enough when the hub is gone.
+    launcher("run", spec, "--run-dir", tmp_path / "again", env=env)
+    missing = launcher("submit", spec, "model.path=org/other", code=3, env=env)
+    assert "org/other" in missing.stderr
