@@ -1,12 +1,12 @@
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format bench slurm-packages clean
+.PHONY: demo test check format bench slurm-packages browser clean
 
 demo: $(VENV)/.ready            ## set up, then run a real job on this machine's CPU
 	$(BIN)/launcher run configs/demo.yaml
 
-test: $(VENV)/.ready slurm-packages   ## set up, then all tests, on a real Slurm cluster where this is root
+test: $(VENV)/.ready slurm-packages browser   ## set up, then all tests, on a real Slurm cluster where this is root
 	$(BIN)/pytest
 
 check: $(VENV)/.ready           ## format, lint, types, import contract, unit and contract tests
@@ -25,6 +25,9 @@ bench: $(VENV)/.ready           ## every figure in README and docs
 
 slurm-packages:                 ## Debian's Slurm, for the dev cluster; says so and goes on where it can't
 	bash slurm/devcluster/install.sh
+
+browser:                        ## Debian's Chromium, for the tests of the report; says so and goes on where it can't
+	sh tests/browser/install.sh
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -128,6 +129,7 @@ class Vllm:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4"},  # GiB; else it sizes it by the RAM
             text=True,
         )
         self._answer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def list_runs(as_json: Json = False) -> None:
     from launcher import registry, state
     from launcher.report.table import runs_table
 
-    rows = [state.look(found).as_dict() for found in registry.list_runs()]
+    rows = [state.look_or_broken(found).as_dict() for found in registry.list_runs()]
     _out(rows, as_json, runs_table(rows) if rows else "no runs yet: launcher run configs/demo.yaml")
 
 
@@ -124,11 +125,16 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Print what agents and ranks have said, each line with who said it."""
-    from launcher import registry
+    from launcher import registry, state
     from launcher.report import logs as run_logs
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `launcher logs | head` ends quietly
     found = registry.find(run)
-    lines = run_logs.follow(found, rank) if follow else run_logs.read(found, rank)
+
+    def over() -> bool:
+        return not state.alive(state.look(found))
+
+    lines = run_logs.follow(found, rank, over) if follow else run_logs.read(found, rank)
     if as_json:
         _out([{"who": who, "line": line} for who, line in lines], True)
         return
@@ -186,6 +192,20 @@ def verify(run: RunRef = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: launcher report demo-0001")
+def report(run: RunRef = None, as_json: Json = False) -> None:
+    """Write a run's report.html, also while it is under way, and print where it is."""
+    from launcher import registry
+    from launcher.report.html import write_report
+
+    found = registry.find(run)
+    write_report(found)
+    complete = found.manifest.exists()
+    so_far = "" if complete else "\nthe run is not complete: this is its report so far"
+    value = {"run": str(found.path), "report": str(found.report), "complete": complete}
+    _out(value, as_json, f"{found.report}{so_far}")
+
+
 @app.command(epilog="Example: launcher schema > job.schema.json")
 def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of the job spec, for editors."""
@@ -206,9 +226,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `launcher logs | head`
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def _foreground(run: Run, as_json: bool) -> None:

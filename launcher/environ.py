@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.errors import PreflightError
+
 # What travels from the login node to a batch job beside `slurm.env`: enough to find the interpreter, the site's
 # modules (shell functions among them), caches and settings. Tokens and whatever else a login shell holds stay.
 TRAVEL = (
@@ -81,6 +83,7 @@ def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
     env["TOKENIZERS_PARALLELISM"] = "false"  # it deadlocks in processes that fork later
     env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONSAFEPATH"] = "1"  # nothing is imported from the working directory
     if interface is not None:
         # Without these, gloo and NCCL take the first interface of the list, on many clusters a wrong one.
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -100,9 +103,19 @@ def visible_gpus() -> list[str] | None:
 
 
 def show_gpus(indices: tuple[int, ...]) -> None:
-    """Leave this process only these of its node's GPUs; before torch is imported."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else [str(i) for i in range(max(indices, default=-1) + 1)]
+    """Leave this process only these of its node's GPUs; before torch is imported.
+
+    Raises PreflightError where the node shows fewer than that.
+    """
+    visible = visible_gpus()
+    names = [str(i) for i in range(max(indices, default=-1) + 1)] if visible is None else visible
+    if indices and max(indices) >= len(names):
+        raise PreflightError(
+            f"GPU {max(indices)} is planned, and this process sees {len(names)}",
+            where=os.uname().nodename,
+            cause="Slurm gave fewer GPUs than resources.gpus_per_node, or CUDA_VISIBLE_DEVICES is set",
+            fix="compare resources.gpus_per_node with `scontrol show job`",
+        )
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in indices)
 
 

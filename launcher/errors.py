@@ -127,6 +127,10 @@ class RunFailed(LauncherError):
     exit_code = 75
 
 
+class PeerLost(RunFailed):
+    """The connection to another rank of this rank's replica broke: mostly that rank is the one to ask why."""
+
+
 def _subclasses(kind: type[LauncherError]) -> list[type[LauncherError]]:
     found = []
     for child in kind.__subclasses__():

@@ -7,21 +7,25 @@ from pathlib import Path
 
 from launcher import environ
 from launcher.errors import LauncherError, UsageError
+from launcher.logs import get_logger
 from launcher.run import Run, read_json, write_json
 
 
 def register(run: Run) -> None:
-    """Remember ``run``."""
+    """Remember ``run``, where the home can be written: without, the run is found by its path."""
     folder = environ.state_home() / "runs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     mark = zlib.crc32(str(run.path).encode())
-    write_json(folder / f"{run.name}-{mark:08x}.json", {"path": str(run.path)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(folder / f"{run.name}-{mark:08x}.json", {"path": str(run.path)})
+    except OSError as error:
+        get_logger().warning("%s is not in `launcher list`: %s", run.path, error)
 
 
 def list_runs() -> list[Run]:
     """Runs that were registered or lie in ./runs and still exist, the oldest first."""
     entries = (environ.state_home() / "runs").glob("*.json")
-    paths = {Path(read_json(entry)["path"]) for entry in entries}
+    paths = {Path(path) for path in map(_path_in, entries) if path}
     paths |= {path.absolute() for path in Path("runs").glob("*")}
     runs = [Run(path) for path in paths if Run(path).job.is_file()]
     return sorted(runs, key=lambda run: run.job.stat().st_mtime_ns)
@@ -56,6 +60,13 @@ def next_run_dir(parent: Path, name: str) -> Path:
     """``parent/name-0001``, or the number after the highest that is taken."""
     taken = [path.name.rpartition("-")[2] for path in parent.glob(f"{name}-[0-9]*")]
     return parent / f"{name}-{max([0, *(int(n) for n in taken if n.isdigit())]) + 1:04d}"
+
+
+def _path_in(entry: Path) -> str | None:
+    try:
+        return str(read_json(entry)["path"])
+    except (ValueError, TypeError, KeyError):
+        return None  # not one of ours, or cut short by a full disk
 
 
 def _has_job(run: Run, job: str) -> bool:

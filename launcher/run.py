@@ -7,6 +7,7 @@ which only grow and carry a checksum per row. docs/run-directory.md is its descr
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 from launcher.errors import Busy, UsageError
 from launcher.records import Attempt
 
+STALE_TRIES = 5
+
 
 class Run:
     """A run directory that exists. All paths in it are properties or methods of this class."""
@@ -30,14 +33,21 @@ class Run:
     def create(cls, path: Path | str) -> Run:
         """Make an empty run directory (0700). Raises Busy if the path is taken."""
         run = cls(path)
-        run.path.parent.mkdir(parents=True, exist_ok=True)
+        check_path(run.path)
         try:
+            run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700)
         except FileExistsError:
             raise Busy(
                 "the run directory exists already",
                 where=str(run.path),
                 fix=f"launcher resume {run.path}, or name another --run-dir",
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"can't make the run directory: {error.strerror}",
+                where=str(run.path),
+                fix="set output.dir, or give --run-dir",
             ) from None
         for folder in ("input", "journals", "claims", "attempts", "logs", "timeline", "status"):
             (run.path / folder).mkdir(mode=0o700)
@@ -199,12 +209,28 @@ class Run:
         return sorted((self.path / "timeline").glob("*.jsonl"))
 
 
+def check_path(path: Path) -> None:
+    """Raises UsageError for a path that sbatch would read as more than a path: it fills in %j and the like, and
+    a line break would end the option that it stands in."""
+    if any(ord(letter) < 32 or letter in "%\x7f" for letter in str(path)):
+        raise UsageError(
+            f"a run directory's path can't hold control characters or %: {str(path)!r}",
+            fix="choose another output.dir, --run-dir or working directory",
+        )
+
+
 def read_json(path: Path) -> Any:
     """The file's JSON, or None if there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # NFS says so of a file that was replaced between its lookup and its read.
+            if error.errno != errno.ESTALE:
+                raise
+    return json.loads(path.read_bytes())
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

@@ -17,7 +17,8 @@ FRESH_S = 30.0  # a rank writes its status twice a second; a shared filesystem m
 
 @dataclass(frozen=True)
 class RunState:
-    """``state``: queued | running | complete | stopped | failed | unknown (the scheduler does not answer)."""
+    """``state``: queued | running | complete | stopped | failed | unknown (the scheduler does not answer) |
+    broken (its files can't be read)."""
 
     run: str
     path: str
@@ -50,7 +51,7 @@ def look(run: Run, finished: ledger.Finished | None = None) -> RunState:
     return RunState(
         run=run.name,
         path=str(run.path),
-        state=_word(manifest is not None, jobs, live, ended, ranks),
+        state="complete" if manifest else _word(given, jobs, live, ended, ranks),
         rows=rows,
         tokens_per_s=speed,
         eta_s=_eta(rows, ranks) if speed else None,
@@ -60,6 +61,26 @@ def look(run: Run, finished: ledger.Finished | None = None) -> RunState:
         ranks=ranks,
         failure=ended[-1] if ended and manifest is None else None,
     )
+
+
+def look_or_broken(run: Run) -> RunState:
+    """As ``look``; a run that can't be read is ``broken``, with the reason as its failure."""
+    try:
+        return look(run)
+    except (LauncherError, OSError, ValueError, LookupError, TypeError) as error:
+        told = (
+            error
+            if isinstance(error, LauncherError)
+            else LauncherError(f"can't be read: {error!r}")
+        )
+        rows = {"total": 0, "done": 0, "failed": 0}
+        nothing: dict[str, Any] = {
+            "jobs": {},
+            "attempts": [],
+            "ranks": [],
+            "failure": told.as_dict(),
+        }
+        return RunState(run.name, str(run.path), "broken", rows, None, None, None, **nothing)
 
 
 def alive(state: RunState) -> bool:
@@ -116,21 +137,19 @@ def _rows(
 
 
 def _word(
-    complete: bool,
+    given: dict[str, Any],
     jobs: dict[str, str],
     live: list[dict[str, Any]],
     ended: list[Any],
     ranks: list[dict[str, Any]],
 ) -> str:
-    if complete:
-        return "complete"
     states = set(jobs.values())
     if "running" in states:
         return "running"
     if "pending" in states:
         return "queued"
-    if "unknown" in states and live:
-        # The scheduler does not answer, or the agent is another host's: the ranks' own word counts.
+    # The scheduler does not answer, or the agent is another host's: the ranks' own word counts.
+    if "unknown" in states and (live or given["scheduler"] == "slurm"):
         return "running" if any(time.time() - r["updated"] < FRESH_S for r in ranks) else "unknown"
     return "failed" if ended else "stopped"
 

@@ -9,20 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import ledger, registry, state, strategies
-from launcher.errors import Busy, DoesNotFit, PreflightError
+from launcher.errors import Busy, DoesNotFit, PreflightError, SpecError, UsageError
 from launcher.hub import resolve as hub
 from launcher.input import prompts
 from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
 from launcher.job.spec import JobSpec
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.choose import best
 from launcher.plan.machines import Machines, resolve_machines
 from launcher.plan.plan import Plan
 from launcher.records import Demand
-from launcher.run import Run, read_json, request_drain
+from launcher.run import Run, check_path, publish, read_json, request_drain
 from launcher.schedulers import slurm
 
 SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
 CANCEL_POLL_S = 0.2
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def plan_job(
     ``fetch``: download a hub model that is not here. Raises SpecError, UsageError, PreflightError.
     """
     loaded = load_spec(path, overrides)
+    _supported(loaded)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
     spec = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
@@ -58,9 +61,34 @@ def plan_job(
     return Planned(loaded, spec, checkpoint, machines, here, plan)
 
 
+def _supported(loaded: LoadedSpec) -> None:
+    """Raises UsageError for what the spec may say and this version can't do."""
+    spec = loaded.spec
+    if spec.task != "generate":
+        raise UsageError(
+            f"task {spec.task!r} is not supported yet",
+            where=loaded.where("task"),
+            fix="task: generate",
+        )
+    if spec.model.attention == "flash_attention_2":
+        raise UsageError(
+            "flash_attention_2 is not supported yet",
+            where=loaded.where("model.attention"),
+            fix="attention: sdpa",
+        )
+    template = spec.input.template
+    if template not in ("auto", "none") and not Path(template).is_file():
+        raise UsageError(
+            f"there is no chat template {template}",
+            where=loaded.where("input.template"),
+            fix="auto, none, or a file relative to the spec",
+        )
+
+
 def with_script(planned: Planned, run_dir: Path | None) -> Planned:
     """The plan with the sbatch script of the run that would be created."""
     path = (run_dir or next_dir(planned.spec)).absolute()
+    check_path(path)
     script = slurm.script(path, planned.spec, planned.plan)
     return replace(planned, plan=planned.plan.model_copy(update={"script": script}))
 
@@ -99,8 +127,7 @@ def ready_to_resume(run: Run) -> str | None:
             cause=f"jobs {', '.join(found.jobs)}",
             fix=f"launcher status {run.name}, or launcher cancel {run.name} first",
         )
-    for attempt in run.list_attempts():  # nobody is at it: claims of ranks that died are void
-        ledger.end_attempt(run, attempt, {"kind": "failed", "error": None})
+    _end_attempts(run)
     return found.scheduler or "local"
 
 
@@ -118,14 +145,23 @@ def cancel(run: Run) -> list[str]:
         if not run.attempt_file(attempt, "ended").exists():
             request_drain(run, attempt, "launcher cancel")
     deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
-    left = jobs
     while time.monotonic() < deadline:
-        left = [job for job, word in scheduler.states(jobs).items() if word != "gone"]
-        if not left:
+        found = state.look(run)
+        if not state.alive(found):
             return jobs
         time.sleep(CANCEL_POLL_S)
+    left = [job for job, word in found.jobs.items() if word != "gone"]
     scheduler.stop(left)
+    if found.state == "unknown" and found.scheduler == "local":
+        # An agent of a host that is gone or was renamed; its ranks gave no sign of life all this time.
+        _end_attempts(run)
     return jobs
+
+
+def _end_attempts(run: Run) -> None:
+    """Nobody is at the run: what ranks that died had claimed is free."""
+    for attempt in run.list_attempts():
+        ledger.end_attempt(run, attempt, {"kind": "failed", "error": None})
 
 
 def next_dir(spec: JobSpec) -> Path:
@@ -137,6 +173,7 @@ def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
     """From the local copy's headers, the hub's metadata, or the built-in table where the hub does not answer
     or wants a token that a plan does not need."""
     if model.path is not None:
+        _check_tokenizer(model.path)
         return Checkpoint.read(model.path)
     known = Checkpoint.known(model.name)
     if model.commit is None and known is None:
@@ -156,34 +193,65 @@ def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
     return known
 
 
+def _check_tokenizer(model: Path) -> None:
+    if not any(path for pattern in TOKENIZERS for path in model.glob(pattern)):
+        raise PreflightError(
+            "the model has no tokenizer",
+            where=str(model),
+            fix=f"put its files beside the weights: {', '.join(TOKENIZERS)}",
+        )
+
+
 def _place(
     loaded: LoadedSpec, spec: JobSpec, checkpoint: Checkpoint, machines: Machines, demand: Demand
 ) -> Plan:
-    """The strategy's plan; for ``auto`` that of the first strategy whose plan fits."""
-    auto = spec.parallel.strategy == "auto"
-    names = strategies.names() if auto else [spec.parallel.strategy]
-    plans = []
-    for name in names:
-        strategy = strategies.get(name)
-        loaded.check_section("parallel.options", strategy.Options, spec.parallel.options)
-        plans.append(strategy.place(checkpoint, machines, spec, demand))
-        if plans[-1].fits:
-            return plans[-1]
-    return plans[0]
+    """The strategy's plan; for ``auto`` the best of those that the strategies make of the spec."""
+    name = spec.parallel.strategy
+    plans, refusals = [], []
+    for each in _variants(spec, machines) if name == "auto" else [spec]:
+        strategy = strategies.get(each.parallel.strategy)
+        try:
+            loaded.check_section("parallel.options", strategy.Options, each.parallel.options)
+            plans.append(strategy.place(checkpoint, machines, each, demand))
+        except (SpecError, UsageError) as refusal:
+            refusals.append(refusal)
+    if not plans:
+        raise refusals[0]
+    return best(plans)
+
+
+def _variants(spec: JobSpec, machines: Machines) -> list[JobSpec]:
+    """The spec under each strategy; a pipeline gets a stage for every GPU where it is not said how many."""
+    parallel, gpus = spec.parallel, machines.nodes * machines.gpus_per_node
+    stages = parallel.stages if parallel.stages > 1 else gpus // parallel.replicas
+    own: dict[str, dict[str, int]] = {"pipeline": {"stages": stages}}
+    return [
+        spec.model_copy(
+            update={"parallel": parallel.model_copy(update={"strategy": name, **own.get(name, {})})}
+        )
+        for name in strategies.names()
+        if name != "pipeline" or stages > 1
+    ]
 
 
 def _fill(run: Run, planned: Planned) -> None:
     worlds = 1 if planned.here else planned.spec.slurm.array
-    demand = prompts.build_index(planned.spec, run.input, planned.spec.parallel.replicas * worlds)
+    demand = prompts.build_index(
+        planned.loaded.spec, run.input, planned.spec.parallel.replicas * worlds
+    )
     plan = _place(planned.loaded, planned.spec, planned.checkpoint, planned.machines, demand)
     if not plan.fits:
         raise _does_not_fit(plan)
     if not planned.here:
         script = slurm.script(run.path, planned.spec, plan)
         plan = plan.model_copy(update={"script": script})
-    run.spec.write_text(planned.loaded.text)
-    run.plan.write_text(plan.model_dump_json(indent=1) + "\n")
-    run.job.write_text(dump_spec(planned.spec))  # last: it is what makes the directory a run
+    for path, text in (
+        (run.spec, planned.loaded.text),
+        (run.plan, plan.model_dump_json(indent=1) + "\n"),
+        (run.job, dump_spec(planned.spec)),  # last: it is what makes the directory a run
+    ):
+        with publish(path) as temporary:
+            temporary.write_text(text)
 
 
 def _does_not_fit(plan: Plan) -> DoesNotFit:

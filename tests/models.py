@@ -14,7 +14,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-ARCHITECTURES = ("llama", "qwen3", "mistral", "gemma2", "gpt_neox", "mixtral")
+ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "mixtral",
+    "phi3",
+)
 WINDOW = 9  # of the sliding layers: smaller than the sequences that tests generate
 
 CHAT_TEMPLATE = (
@@ -37,10 +47,19 @@ _COMMON: dict[str, Any] = {
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {**_GROUPED},
+    "qwen2": {"num_key_value_heads": 2},
     "qwen3": {**_GROUPED},
     "mistral": {**_GROUPED, "sliding_window": WINDOW},
     "gemma2": {**_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},
+    # Every third layer attends to everything, so that stages differ in their kinds of layers.
+    "gemma3_text": {
+        **_GROUPED,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 16,
+    },
     "gpt_neox": {"initializer_range": 0.6},
+    "phi3": {"num_key_value_heads": 2},
     "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 _TIED: dict[str, bool] = {}

@@ -36,13 +36,17 @@ class Engine:
     ``model.depth`` groups or more all stages are busy. Within a group prefill goes first, since a decode
     step costs the same whether its slots are full or not; but after as many prefill steps as it
     has slots, sequences that wait to decode get theirs.
+
+    With ``in_rounds`` no group goes on before the steps of all groups are done, as GPipe does it: the stages
+    drain at every token.
     """
 
-    def __init__(self, model: StepModel, text: Text, batch: Batch) -> None:
+    def __init__(self, model: StepModel, text: Text, batch: Batch, in_rounds: bool = False) -> None:
         self.counters = Counters()
         self._model = model
         self._text = text
         self._batch = batch
+        self._in_rounds = in_rounds
         self._reset()
 
     def run(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -53,12 +57,13 @@ class Engine:
         """
         try:
             while not should_stop():
-                self._refill(pull, emit)
+                self._refill(pull, emit, should_stop)
                 for group in self._groups:
                     self._launch(group)
                 if not self._flights:
                     return True
-                self._collect(emit)
+                for _ in range(len(self._flights) if self._in_rounds else 1):
+                    self._collect(emit)
             return False
         finally:
             for _ in range(len(self._flights)):
@@ -70,9 +75,12 @@ class Engine:
         self._flights: deque[_Flight] = deque()
         self._exhausted = False
 
-    def _refill(self, pull: Pull, emit: Emit) -> None:
-        """Fill the free slots of groups that are not in flight, the emptiest group first."""
-        while not self._exhausted:
+    def _refill(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool]) -> None:
+        """Fill the free slots of groups that are not in flight, the emptiest group first.
+
+        Rows that fail before they take a slot may be many, so this, too, can be stopped.
+        """
+        while not self._exhausted and not should_stop():
             free = [group for group in self._groups if not group.in_flight and group.has_room]
             if not free:
                 return

@@ -43,6 +43,7 @@ class Text:
         self.context = context
         self._tokenizer = tokenizer
         self._template = template
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
 
     @classmethod
     def load(cls, model: ModelSpec, *, max_length: int, template: str = "auto") -> Text:
@@ -115,6 +116,11 @@ class Text:
             text.encode()
         except UnicodeEncodeError as error:
             raise RowError("bad_unicode", f"the prompt is not valid Unicode: {error}") from error
+        if len(text) > self.context * self._longest:
+            # Known without minutes of tokenizing: no token stands for more letters than the longest one.
+            raise RowError(
+                "too_long", f"the prompt has {len(text)} letters, {self.context} tokens fit"
+            )
         tokens: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
         return tokens
 

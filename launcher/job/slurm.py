@@ -79,6 +79,7 @@ class SlurmSpec(Section):
         "chdir": "the job runs where it was submitted",
         "export": "`env` lists the variables that travel",
         "signal": "`signal_delay` is the time that a job has to drain",
+        "clusters": "submit on a login node of the cluster that is to run the job",
         "wrap": "`setup` holds lines that run first",
     }
 
@@ -94,7 +95,6 @@ class SlurmSpec(Section):
     dependency: Text = None
     reservation: Text = None
     licenses: Text = None
-    clusters: Text = None
     switches: Text = None
     nodelist: Text = None
     exclude: Text = None

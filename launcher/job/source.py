@@ -21,7 +21,7 @@ def read_text(path: Path) -> str:
         raise UsageError(
             f"can't read the file: {error.strerror or error}",
             where=str(path),
-            fix="give the path of a YAML file; `launcher init` writes one to start from",
+            fix="give the path of a YAML file; configs/ has some to start from",
         ) from None
     if len(data) > MAX_BYTES:
         raise SpecError([Problem(str(path), "larger than 1 MiB", "prompts belong to input.path")])

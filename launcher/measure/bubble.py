@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,38 @@ Seconds = NDArray[np.float64]  # (6,): of a window, in the order of SHARES
 Mask = NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Painting:
+    """What every stage of a replica was at: ``states[rank, stage][i]``, an index into SHARES, from
+    ``edges[i]`` to ``edges[i + 1]`` (seconds since the epoch). ``known`` is False where spans were left out of a
+    long run's timelines."""
+
+    edges: NDArray[np.float64]
+    known: Mask
+    states: dict[Unit, NDArray[np.uint8]]
+
+
 def account(timelines: Sequence[Timeline], until: float | None = None) -> dict[Unit, Seconds]:
-    """Seconds of each share for each (rank, stage) of one replica in one attempt.
+    """Seconds of each share for each (rank, stage) of one replica in one attempt, as ``paint`` tells them apart.
+
+    Where a long run's timelines hold only some windows, those that every rank holds are scaled to the whole.
+    The result is empty if nothing was computed.
+    """
+    painting = paint(timelines, until)
+    if painting is None:
+        return {}
+    lengths = np.diff(painting.edges) * painting.known
+    if not lengths.sum() > 0:
+        return {}
+    scale = (painting.edges[-1] - painting.edges[0]) / lengths.sum()
+    return {
+        unit: scale * np.bincount(states, lengths, len(SHARES))
+        for unit, states in painting.states.items()
+    }
+
+
+def paint(timelines: Sequence[Timeline], until: float | None = None) -> Painting | None:
+    """Which share each moment of each (rank, stage) counts as; None if nothing was computed.
 
     The window goes from the replica's first compute start to its last compute end, or to ``until`` where
     its devices were held for longer. A moment that is several things at once counts as the first of:
@@ -33,30 +64,25 @@ def account(timelines: Sequence[Timeline], until: float | None = None) -> dict[U
     - no work: the replica has no request left (a ``no_work`` span on any of its ranks);
     - host gap: nobody computes though there is work.
 
-    Spans may overlap. Where a long run's timelines hold only some windows, those that every rank holds are
-    scaled to the whole. The result is empty if nothing was computed.
+    Spans may overlap.
     """
     window = compute_window(timelines)
     if window is None:
-        return {}
+        return None
     begin, end = window[0], max(window[1], until or 0.0)
     covers = [timeline.covered(begin, end) for timeline in timelines]
     edges = _edges(timelines, covers, begin, end)
-    whole = np.logical_and.reduce([_active(edges, cover) for cover in covers])
-    lengths = np.diff(edges) * whole
-    if not lengths.sum() > 0:
-        return {}
+    known = np.logical_and.reduce([_active(edges, cover) for cover in covers])
     computing = _active(edges, *(_times(timeline, COMPUTE) for timeline in timelines))
-    idle = np.full(len(lengths), HOST_GAP, np.uint8)
+    idle = np.full(len(known), HOST_GAP, np.uint8)
     idle[_active(edges, *(_times(timeline, ("no_work",)) for timeline in timelines))] = NO_WORK
     idle[computing] = BUBBLE
-    scale = (end - begin) / lengths.sum()
-    return {
-        (timeline.rank, stage): scale
-        * np.bincount(_paint(idle.copy(), edges, timeline, stage), lengths, len(SHARES))
+    states = {
+        (timeline.rank, stage): _paint(idle.copy(), edges, timeline, stage)
         for timeline in timelines
         for stage in np.unique(timeline.select(*COMPUTE, "transfer", "weights")["stage"]).tolist()
     }
+    return Painting(edges, known, states)
 
 
 def shares(seconds: Seconds) -> dict[str, float]:

@@ -21,6 +21,10 @@ KINDS = (*COMPUTE, "transfer", *LOADING, "wait", "no_work")
 
 WINDOW_US = 10_000_000  # spans are kept or left out by windows of this length on the shared clock
 TOTALS_S = 30.0  # how often a timeline that leaves spans out says what all of them sum to
+TOKENS_S, TOKENS_PART = (
+    0.05,
+    1 / 400,
+)  # samples of the token count: seconds, or part of the time so far
 
 Row = tuple[Any, ...]  # kind, stage, group, step, start_us, end_us, and extras where there are any
 
@@ -68,6 +72,7 @@ class Recorder:
         self._tail = _Tail(tail)
         self._totals: dict[tuple[int, str], list[float]] = {}  # (stage, kind): seconds, spans
         self._totals_due = 0.0
+        self._tokens = _Samples(self._origin)
         self._path = path
         self._file: IO[bytes] | None = path.open("xb") if path else None
         self._write([{"format": 1, **header, "clock": reference, "window_us": WINDOW_US}])
@@ -103,6 +108,11 @@ class Recorder:
             if end - self._flushed >= self._flush_s:
                 self._flush()
 
+    def count_tokens(self, total: int) -> None:
+        """Note the new tokens made so far. Cheap: samples are taken ever more rarely, and the last is kept."""
+        with self._lock:
+            self._tokens.note(time.perf_counter(), total)
+
     def flush(self) -> None:
         """Hand what is recorded to the operating system, so that it outlives this process."""
         with self._lock:
@@ -117,6 +127,7 @@ class Recorder:
     def close(self) -> None:
         """Write what is left. Idempotent."""
         with self._lock:
+            self._tokens.finish()
             self._flush()
             if self._sampler.stride > 1:
                 self._write([{"spans": list(self._tail.rows)}, {"tail_us": self._tail.begin_us}])
@@ -129,6 +140,8 @@ class Recorder:
     def _flush(self) -> None:
         self._flushed = time.perf_counter()
         rows, self._pending = self._pending, []
+        if tokens := self._tokens.take():
+            self._write([{"tokens": tokens}])
         if not rows:
             return
         kept, stride = [], self._sampler.stride
@@ -192,6 +205,32 @@ class _Open:
 
     def __exit__(self, *_: object) -> None:
         self._recorder.add(self.kind, self._start, time.perf_counter(), *self._place)
+
+
+class _Samples:
+    """A count that only grows, at moments whose distance is a part of the time since the first."""
+
+    def __init__(self, origin: float) -> None:
+        self._origin, self._first, self._due = origin, 0.0, 0.0
+        self._rows: list[tuple[int, int]] = []  # microseconds, count
+        self._last: tuple[int, int] | None = None  # seen since the last row
+
+    def note(self, now: float, total: int) -> None:
+        self._last = (round((now - self._origin) * 1e6), total)
+        if now < self._due:
+            return
+        self._first = self._first or now
+        self._due = now + max(TOKENS_S, (now - self._first) * TOKENS_PART)
+        self.finish()
+
+    def finish(self) -> None:
+        if self._last:
+            self._rows.append(self._last)
+            self._last = None
+
+    def take(self) -> list[tuple[int, int]]:
+        rows, self._rows = self._rows, []
+        return rows
 
 
 class _Sampler:

@@ -36,7 +36,8 @@ class Timeline:
     """One rank's spans in one attempt, in the order in which they ended.
 
     ``totals`` are seconds and number of all spans by (stage, kind), of those too that a long run left out of
-    the file. ``extras`` maps a span's position to what was recorded with it.
+    the file. ``extras`` maps a span's position to what was recorded with it. ``tokens`` are samples of the new
+    tokens made so far: (seconds since the epoch, count).
     """
 
     rank: int
@@ -49,6 +50,7 @@ class Timeline:
     strides: list[tuple[float, int]] = field(default_factory=list)
     window_s: float = 10.0
     tail_s: float | None = None
+    tokens: list[tuple[float, int]] = field(default_factory=list)
 
     def select(self, *kinds: str) -> Spans:
         """The spans of these kinds."""
@@ -125,6 +127,8 @@ class _Reader:
             self._add(line["spans"])
         elif "stride" in line:
             timeline.strides.append((self._origin + line["from_us"] / 1e6, line["stride"]))
+        elif "tokens" in line:
+            timeline.tokens += [(self._origin + at / 1e6, count) for at, count in line["tokens"]]
         elif "tail_us" in line:
             timeline.tail_s = self._origin + line["tail_us"] / 1e6
         elif "totals" in line:

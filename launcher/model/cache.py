@@ -178,18 +178,20 @@ class SlotCache(Cache):
         """Where the cache keeps these slots."""
         return [self._row_of[slot] for slot in slots]
 
-    def gather(self, slots: list[int]) -> list[int]:
-        """Bring these slots to the first rows, and say where each is now.
+    def gather(self, groups: list[list[int]]) -> None:
+        """Bring the slots of these groups to the first rows, group after group.
 
         They are then read in place, where a choice of rows would be copied at every step. Rows move only
-        when the set of slots that decode changes.
+        when the groups change.
         """
-        wanted = set(slots)
-        free = [row for row in range(len(slots)) if self._slot_in[row] not in wanted]
-        for slot in slots:
-            if self._row_of[slot] >= len(slots):
-                self._swap(self._row_of[slot], free.pop())
-        return self.rows(slots)
+        first = 0
+        for slots in groups:
+            rows, members = range(first, first + len(slots)), set(slots)
+            strays = [slot for slot in slots if self._row_of[slot] not in rows]
+            for row in rows:
+                if self._slot_in[row] not in members:
+                    self._swap(row, self._row_of[strays.pop()])
+            first = rows.stop
 
     def _swap(self, one: int, other: int) -> None:
         for layer in self._layers:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from launcher.model.cache import Access, Packed, SlotCache, Together
+from launcher.model.cache import Packed, SlotCache, Together
 from launcher.model.masks import Mask, Masks, Places
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
@@ -60,9 +60,7 @@ class StageRunner:
         self._caches.clear()
         self._body = None
 
-    def _together(
-        self, cache: SlotCache, step: Step, hidden: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _together(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
         """One token per row, all rows at once, in the order in which the cache holds them."""
         rows = torch.tensor(cache.gather(step.slots.tolist()))
         order = rows.argsort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,3 +58,13 @@ class StepModel(Protocol):
     def collect(self) -> torch.Tensor: ...
 
     def close(self) -> None: ...
+
+
+class Server(Protocol):
+    """What the ranks of a replica beside its first one load.
+
+    ``serve`` works for the first rank until that one closes its StepModel, and tells ``working`` True when a
+    step begins and False when this rank waits for another one.
+    """
+
+    def serve(self, working: Callable[[bool], None]) -> None: ...

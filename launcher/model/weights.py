@@ -27,19 +27,32 @@ class Loading:
     offload_dir: str | None = None
 
 
-def load_model(spec: ModelSpec, loading: Loading) -> Any:
+def load_config(spec: ModelSpec) -> Any:
+    """The transformers config of ``spec.path``. Raises PreflightError when there is no such model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _refused(spec.path, error) from error
+
+
+def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
     """The CausalLM of ``spec.path``, in eval mode, layers where ``loading`` says.
 
-    Only safetensors are read: other formats can run code. Raises WeightsError when a weight is missing, has
-    another shape than the model's, or would be left out of a module that has weights; PreflightError
-    when there is no such model or it can't attend as the spec says.
+    ``kind`` is the class to load it as, None for the one that its config names. Only safetensors are read:
+    other formats can run code. Raises WeightsError when a weight is missing, has another shape than the
+    model's, or would be left out of a module that has weights; PreflightError when there is no such model
+    or it can't attend as the spec says.
     """
     from transformers import AutoModelForCausalLM
 
     if Path(spec.path).is_dir():
         Checkpoint.read(Path(spec.path))  # names the file of what is truncated or missing
     places = set((loading.device_map or {}).values())
-    auto: Any = AutoModelForCausalLM  # its types don't know of output_loading_info
+    auto: Any = kind or AutoModelForCausalLM  # its types don't know of output_loading_info
     try:
         model, info = auto.from_pretrained(
             spec.path,

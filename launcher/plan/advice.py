@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from launcher.job.spec import strategy_names
 from launcher.plan.machines import Machines
+from launcher.plan.mapped import MappedReplica
 from launcher.plan.memory import Share
 from launcher.plan.plan import Batch
 from launcher.plan.replica import Replica
@@ -14,14 +15,20 @@ from launcher.plan.sizes import gib
 FEW_SLOTS = 8  # a batch that is worth a copy of the weights
 
 
-def why_not(replica: Replica, batch: Batch, slots: int) -> list[str]:
-    """What is missing for ``batch``, and what would do. ``slots`` is the largest number that fits."""
+def shortage(replica: Replica, batch: Batch, slots: int) -> list[str]:
+    """What is missing for ``batch`` where it is most. ``slots`` is the largest number that fits."""
     short = sorted(replica.overfull(batch), key=lambda item: -item[1])
     found = [_shortage(replica, share, missing) for share, missing in short[:1]]
-    if not short:
-        found.append(f"{replica.split.device_map} finds no room for all layers, another rule may")
+    return [*found, f"batch.slots: {slots} fits"] if slots else found
+
+
+def why_not(replica: MappedReplica, batch: Batch, slots: int) -> list[str]:
+    """What is missing for ``batch``, and what would do. ``slots`` is the largest number that fits."""
+    found = shortage(replica, batch, slots)
     if slots:
-        return [*found, f"batch.slots: {slots} fits"]
+        return found
+    if not found:
+        found.append(f"{replica.split.device_map} finds no room for all layers, another rule may")
     if not replica.gpus:
         return [*found, *_cpu_ways_out(replica)]
     needed = replica.gpus_needed(batch)
@@ -29,17 +36,23 @@ def why_not(replica: Replica, batch: Batch, slots: int) -> list[str]:
         found.append(f"{needed} GPUs like these per replica would do, here it has {replica.gpus}")
     elif replica.split.max_memory is not None or isinstance(replica.split.device_map, dict):
         found.append("without max_memory and a map of its own, the plan finds room for all of it")
-    if replica.model.width == 4:
-        found.append("model.dtype: bfloat16 needs half of the memory")
-    if not replica.split.spills and not slots:
+    found += half_as_wide(replica)
+    if not replica.split.spills:
         found.append(
             "parallel.options.max_memory with an entry for cpu spills the rest to memory, slowly"
         )
     return found
 
 
+def half_as_wide(replica: Replica) -> list[str]:
+    """For a model in float32."""
+    if replica.model.width < 4:
+        return []
+    return ["model.dtype: bfloat16 needs half of the memory"]
+
+
 def waste(
-    replica: Replica, machines: Machines, busy: Sequence[Share], batch: Batch, replicas: int
+    replica: MappedReplica, machines: Machines, busy: Sequence[Share], batch: Batch, replicas: int
 ) -> list[str]:
     """GPUs that are empty or take turns, layers that are moved again for every step."""
     used = [share.device for share in busy if isinstance(share.device, int)]
@@ -50,7 +63,7 @@ def waste(
         found.append(_empty(empty, len(used), each))
     if over := machines.gpus_per_node - replica.gpus * each:
         found.append(
-            f"{_gpus(over)} of each node stay empty: {each} replicas can't share them evenly"
+            f"{gpus(over)} of each node stay empty: {each} replicas can't share them evenly"
         )
     if len(used) > 1:
         better = "; strategy: pipeline keeps them busy" if "pipeline" in strategy_names() else ""
@@ -76,9 +89,6 @@ def slow_dtype(machines: Machines, dtype: str) -> list[str]:
 
 
 def _shortage(replica: Replica, share: Share, missing: int) -> str:
-    where = (
-        f"GPU {share.device} of a replica" if isinstance(share.device, int) else "the CPU's memory"
-    )
     parts = (
         (share.weights, "weights"),
         (share.kv, "KV cache"),
@@ -87,10 +97,10 @@ def _shortage(replica: Replica, share: Share, missing: int) -> str:
     )
     sizes = ", ".join(f"{gib(size)} {name}" for size, name in parts if size)
     capacity = replica.capacity(share.device) or 0
-    return f"{where} is {gib(missing)} short: {sizes}; it has {gib(capacity)}"
+    return f"{replica.name(share.device)} is {gib(missing)} short: {sizes}; it has {gib(capacity)}"
 
 
-def _cpu_ways_out(replica: Replica) -> list[str]:
+def _cpu_ways_out(replica: MappedReplica) -> list[str]:
     if replica.split.spills:
         return ["batch.max_length and batch.slots decide what the cache takes"]
     half = gib(replica.cpu_bytes / 2)
@@ -105,19 +115,19 @@ def _empty(empty: list[int], used: int, each: int) -> str:
     whose = "" if each == 1 else " of each replica"
     verb = "stays" if len(empty) == 1 else "stay"
     return (
-        f"{subject}{whose} {verb} empty: the model is on {_gpus(used)}; "
+        f"{subject}{whose} {verb} empty: the model is on {gpus(used)}; "
         f"resources.gpus_per_node: {used * each} would not rent more"
     )
 
 
-def _copies(replica: Replica, machines: Machines, batch: Batch, replicas: int) -> list[str]:
+def _copies(replica: MappedReplica, machines: Machines, batch: Batch, replicas: int) -> list[str]:
     """Devices that take turns do no more work when there are more of them; copies do."""
     few = batch.model_copy(update={"slots": min(batch.slots, FEW_SLOTS)})
     fewest = replica.gpus_needed(few, at_most=replica.gpus // 2) if replica.gpus > 1 else None
     if fewest is None:
         return []
     most = machines.gpus_per_node // fewest * machines.nodes
-    return [f"a copy fits on {_gpus(fewest)}: parallel.replicas: {most} keeps more of them busy"]
+    return [f"a copy fits on {gpus(fewest)}: parallel.replicas: {most} keeps more of them busy"]
 
 
 def _spilled(share: Share) -> str:
@@ -125,5 +135,6 @@ def _spilled(share: Share) -> str:
     return f"{gib(share.weights)} of weights ({len(share.layers)} layers) stay {place} and are moved for every step"
 
 
-def _gpus(count: int) -> str:
+def gpus(count: int) -> str:
+    """``1 GPU``, ``2 GPUs``."""
     return f"{count} GPU" if count == 1 else f"{count} GPUs"

@@ -16,9 +16,15 @@ MOST_SLOTS = {"cuda": 256, "cpu": 32}  # more sequences hardly add tokens per se
 PREFILL_CHUNK = 512
 
 
-def largest_batch(spec: JobSpec, dims: Dims, demand: Demand, device: str) -> Batch:
-    """The batch with the most slots that make sense where the spec leaves their number open."""
-    groups = 1 if spec.batch.groups == "auto" else spec.batch.groups
+def largest_batch(
+    spec: JobSpec, dims: Dims, demand: Demand, device: str, groups: int | None = None
+) -> Batch:
+    """The batch with the most slots that make sense where the spec leaves their number open.
+
+    ``groups`` is the number of them where a strategy decides on it: without one, the spec's, or 1.
+    """
+    if groups is None:
+        groups = 1 if spec.batch.groups == "auto" else spec.batch.groups
     length = _max_length(spec, dims, demand)
     rows = -(
         -demand.rows // (spec.parallel.replicas * groups)

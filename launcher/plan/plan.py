@@ -12,7 +12,8 @@ class Frozen(BaseModel):
 
 
 class DevicePlan(Frozen):
-    """One device's share of one replica. Sizes in bytes; ``layers`` is [first, last], None if it has none."""
+    """One device's share of one replica. Sizes in bytes; ``layers`` is [first, last], None if it has none.
+    ``utilization`` and ``bubble`` are the predicted shares of its time; None is "not predicted"."""
 
     replica: int
     stage: int
@@ -24,17 +25,22 @@ class DevicePlan(Frozen):
     activation_bytes: int
     peak_bytes: int
     capacity_bytes: int | None
+    utilization: float | None = None
+    bubble: float | None = None
 
 
 class Placement(Frozen):
     """What one rank loads. ``device_map`` maps module names to devices ("cpu", "disk", or an index among
-    the rank's own GPUs); None where the strategy does not place by module."""
+    the rank's own GPUs); None where the strategy does not place by module. ``layers`` is [first, last] of a
+    stage that is a rank of its own."""
 
     rank: int
     replica: int
     node: int
     gpus: tuple[int, ...] = ()  # of its node, the rank's own
     device_map: dict[str, int | str] | None = None
+    stage: int = 0
+    layers: tuple[int, int] | None = None
 
 
 class Batch(Frozen):
@@ -80,3 +86,7 @@ class Plan(Frozen):
     predicted: Predicted = Predicted()
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     script: str | None = None
+
+    def ranks_of(self, replica: int) -> list[int]:
+        """The ranks that hold ``replica``, in the order of its stages. The first one runs the engine."""
+        return [placement.rank for placement in self.placements if placement.replica == replica]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.run import Run
 
 POLL_S = 0.3
+OVER_S = 3.0  # asking costs a squeue
 
 
 def read(run: Run, rank: int | None = None) -> Iterator[tuple[str, str]]:
@@ -17,21 +18,18 @@ def read(run: Run, rank: int | None = None) -> Iterator[tuple[str, str]]:
     return _new_lines(run, rank, offsets)
 
 
-def follow(run: Run, rank: int | None = None) -> Iterator[tuple[str, str]]:
-    """As ``read``, then what is added, until the run is complete or every attempt in it has ended."""
+def follow(run: Run, rank: int | None, over: Callable[[], bool]) -> Iterator[tuple[str, str]]:
+    """As ``read``, then what is added, until ``over`` says that nobody works on the run any more."""
     offsets: dict[Path, int] = {}
+    next_look, last = 0.0, False
     while True:
-        over = _over(run)  # before the last look, so that it sees the last lines
+        if time.monotonic() >= next_look:
+            last = over()  # before the last look at the files, so that their last lines are seen
+            next_look = time.monotonic() + OVER_S
         yield from _new_lines(run, rank, offsets)
-        if over:
+        if last:
             return
         time.sleep(POLL_S)
-
-
-def _over(run: Run) -> bool:
-    attempts = run.list_attempts()
-    ended = attempts and all(run.attempt_file(attempt, "ended").exists() for attempt in attempts)
-    return run.manifest.exists() or bool(ended)
 
 
 def _new_lines(run: Run, rank: int | None, offsets: dict[Path, int]) -> Iterator[tuple[str, str]]:

@@ -35,10 +35,10 @@ class Measured:
     @classmethod
     def of(cls, run: Run, attempt: Attempt) -> Measured:
         """Read what ``attempt`` left in ``run``."""
-        ranks = {status.rank: status for status in _statuses(run, attempt)}
+        ranks = {status.rank: status for status in statuses(run, attempt)}
         paths = [path for path in run.timelines() if path.name.startswith(f"{attempt.name}-")]
         timelines = read_timelines(paths)
-        replicas = _by_replica(timelines)
+        replicas = by_replica(timelines)
         found = {replica: compute_window(each) for replica, each in replicas.items()}
         windows = [window for window in found.values() if window]
         idle = {replica for replica, window in found.items() if windows and not window}
@@ -52,7 +52,7 @@ class Measured:
         for timeline in timelines:
             for (stage, kind), total in timeline.totals.items():
                 totals.setdefault((timeline.rank, stage), {})[kind] = total
-        alive = _alive(read_json(run.attempt_file(attempt, "attempt")), ranks, windows)
+        alive = alive_interval(read_json(run.attempt_file(attempt, "attempt")), ranks, windows)
         return cls(attempt, ranks, alive, windows, accounts, totals, idle)
 
     def figure(self, name: str, device: DevicePlan, alone: bool) -> float | None:
@@ -74,7 +74,8 @@ def length_of_union(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def _statuses(run: Run, attempt: Attempt) -> Iterable[RankStatus]:
+def statuses(run: Run, attempt: Attempt) -> Iterable[RankStatus]:
+    """The last word of each rank of ``attempt``."""
     known = {field.name for field in fields(RankStatus)}
     for path in run.statuses(attempt):
         data: dict[str, Any] | None = read_json(path)
@@ -82,16 +83,18 @@ def _statuses(run: Run, attempt: Attempt) -> Iterable[RankStatus]:
             yield RankStatus(**{key: value for key, value in data.items() if key in known})
 
 
-def _by_replica(timelines: list[Timeline]) -> dict[int, list[Timeline]]:
+def by_replica(timelines: list[Timeline]) -> dict[int, list[Timeline]]:
+    """The timelines of one attempt, by replica."""
     replicas: dict[int, list[Timeline]] = {}
     for timeline in timelines:
         replicas.setdefault(timeline.replica, []).append(timeline)
     return replicas
 
 
-def _alive(
+def alive_interval(
     info: dict[str, Any] | None, ranks: dict[int, RankStatus], windows: list[Interval]
 ) -> Interval | None:
+    """From the start of an attempt (``info`` is its attempt.json) to its ranks' last word; None if neither is known."""
     begins = [status.figures["started"] for status in ranks.values() if "started" in status.figures]
     begins += [info["started"]] if info and info.get("started") else []
     begins += [begin for begin, _ in windows]

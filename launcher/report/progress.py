@@ -65,7 +65,7 @@ def progress_line(state: dict[str, Any]) -> str:
         parts.append(f"{state['tokens_per_s']:.0f} tok/s")
     if state["eta_s"] is not None:
         parts.append(f"{duration(state['eta_s'])} left")
-    phases = sorted({rank["phase"] for rank in state["ranks"]})
+    phases = sorted({rank["phase"] for rank in state["ranks"]} - {"serving"})
     if phases and phases != ["running"]:
         parts.append(f"ranks {', '.join(phases)}")
     return "  ".join(parts) if state["ranks"] else f"{parts[0]}  starting the ranks"

@@ -83,6 +83,7 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         **figures,
         "weights_bytes": figures["weights_bytes"] or device.weights_bytes,
         **_compute_seconds(attempts, device, told_apart),
+        "predicted": {"busy": device.utilization, "bubble": device.bubble},
     }
 
 

@@ -60,15 +60,15 @@ def summary_table(summary: Summary) -> RenderableType:
 
 
 def _devices(plan: Plan, wide: bool) -> RenderableType:
-    table = cells.table(
-        "stage", "device", "layers", ">weights", ">KV cache", ">activations", wide=wide
-    )
-    if wide:
-        table.add_column()
-    table.add_column("peak of capacity", justify="right", no_wrap=True)
     nodes = {placement.rank: placement.node for placement in plan.placements}
     shown, replicas = _distinct(plan.devices)
     alone = len({device.replica for device in shown}) == 1
+    # Where stages take turns or wait for each other, how busy each is takes the room of less telling columns.
+    shares = plan.schedule is not None and any(d.utilization is not None for d in shown)
+    roomy, meter = wide or not shares, wide and not shares
+    columns = ["stage", "device", "layers", ">weights", ">KV cache", *[">activations"] * roomy]
+    columns += [">busy", ">bubble"] * shares + [""] * meter + [">peak of capacity"]
+    table = cells.table(*columns, wide=wide)
     for device in shown[: cells.MOST_ROWS]:
         node = f"node {nodes.get(device.rank, 0)} " if plan.nodes > 1 else ""
         peak, capacity = device.peak_bytes, device.capacity_bytes
@@ -78,10 +78,10 @@ def _devices(plan: Plan, wide: bool) -> RenderableType:
             cells.layers(device.layers, device.weights_bytes),
             units.size(device.weights_bytes),
             units.size(device.kv_bytes),
-            units.size(device.activation_bytes),
+            *[units.size(device.activation_bytes)] * roomy,
+            *[units.percent(device.utilization), units.percent(device.bubble)] * shares,
+            *[bars.meter(peak / capacity) if capacity else Text()] * meter,
         ]
-        if wide:
-            row.append(bars.meter(peak / capacity) if capacity else Text())
         style = "bold red" if capacity is not None and peak > capacity else ""
         text = units.size(peak) if capacity is None else units.size_of(peak, capacity)
         table.add_row(*row, Text(text, style))
@@ -191,12 +191,13 @@ def _stages(stages: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
     table = cells.table("stage", "on", "layers", wide=wide)
     if wide:
         table.add_column("time")
-    for name in bars.SHARES:
-        head = name.replace("_", "\n").replace("transfer", "trans-\nfer")
+    expected = [stage.get("predicted", {}).get("busy") for stage in stages]
+    planned = len(stages) > 1 and any(share is not None for share in expected)
+    heads = [name.replace("_", "\n").replace("transfer", "trans-\nfer") for name in bars.SHARES]
+    for head in ["busy\nplan"] * planned + [*heads, "peak\nmemory"]:
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("peak\nmemory", justify="right", no_wrap=True)
     places = [key for key in ("world", "replica") if len({stage[key] for stage in stages}) > 1]
-    for stage in stages[: cells.MOST_ROWS]:
+    for stage, share in zip(stages[: cells.MOST_ROWS], expected, strict=False):
         row: list[RenderableType] = [
             ".".join(str(stage[key]) for key in (*places, "stage")),
             Text(f"{cells.host(stage['host'])} {stage['device']}".strip()),
@@ -204,6 +205,7 @@ def _stages(stages: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
         ]
         if wide:
             row.append(bars.stacked(stage))
+        row += [Text(units.percent(share), "dim")] * planned
         row += [Text(units.percent(stage[name]), look[2]) for name, look in bars.SHARES.items()]
         table.add_row(*row, units.size(stage["peak_memory_bytes"]))
     legend = [Padding(bars.Legend(), (1, 0, 0, 0))] if wide else []

@@ -6,13 +6,16 @@ Runs as `python -m launcher.runtime.agent RUN` (here) or as the payload of a sub
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +27,7 @@ from launcher.plan.plan import Plan
 from launcher.run import Run
 from launcher.runtime import coordinator, network, process
 from launcher.runtime.rendezvous import Meeting, Node, meet
-from launcher.runtime.watchdog import Outcome, Watchdog, raise_outcome
+from launcher.runtime.watchdog import Outcome, Watchdog, conclude, raise_outcome
 
 RANK_MODULE = "launcher.runtime.rank"
 STOP_SIGNALS = {
@@ -77,17 +80,19 @@ def _attempt(
     run: Run, spec: JobSpec, plan: Plan, node: Node, meeting: Meeting, stop: StopRequest
 ) -> str:
     attempt = meeting.attempt
-    child = process.start(
-        launch_argv(run, plan, node, meeting),
-        run.log(attempt, f"launch-{node.index:04d}"),
-        _environment(spec, plan, meeting),
-    )
-    watchdog = Watchdog(run, spec, plan, node.index, attempt, child, stop.reason)
-    outcome = watchdog.watch()
-    watchdog.conclude(outcome)
-    if node.index > 0:
-        return outcome.kind  # node 0 speaks for the world
-    outcome = watchdog.gather(outcome)
+    with _told(run, node, meeting):
+        child = process.start(
+            launch_argv(run, plan, node, meeting),
+            run.log(attempt, f"launch-{node.index:04d}"),
+            _environment(spec, plan, meeting),
+            run.path,
+        )
+        watchdog = Watchdog(run, spec, plan, node.index, attempt, child, stop.reason)
+        outcome = watchdog.watch()
+        conclude(run, attempt, node.index, outcome)
+        if node.index > 0:
+            return outcome.kind  # node 0 speaks for the world
+        outcome = watchdog.gather(outcome)
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
     finished = coordinator.finish(run)
@@ -97,9 +102,33 @@ def _attempt(
     return outcome.kind
 
 
+@contextlib.contextmanager
+def _told(run: Run, node: Node, meeting: Meeting) -> Iterator[None]:
+    """An error of the agent itself ends its attempt with that error, for `status` and for the other agents."""
+    try:
+        yield
+    except Exception as error:
+        told = (
+            error
+            if isinstance(error, LauncherError)
+            else LauncherError(f"the agent failed: {error!r}")
+        )
+        told.where = told.where or f"agent of node {node.index} on {os.uname().nodename}"
+        outcome = Outcome("failed", told.as_dict())
+        logs.get_logger().exception("attempt %s failed", meeting.attempt.name)
+        with contextlib.suppress(
+            OSError
+        ):  # where nothing can be written, the first error is the one to tell
+            conclude(run, meeting.attempt, node.index, outcome)
+            if node.index == 0:
+                ledger.end_attempt(run, meeting.attempt, asdict(outcome))
+        raise
+
+
 def launch_argv(run: Run, plan: Plan, node: Node, meeting: Meeting) -> list[str]:
     """The `accelerate launch` of one node. A world of one process needs, and gets, no rendezvous."""
     argv = process.python("accelerate.commands.accelerate_cli", "launch")
+    argv += ["--config_file", str(Path(__file__).with_name("accelerate.yaml"))]
     if plan.world_size > 1:
         argv += ["--multi_gpu"]  # on CPUs too: every other way silently starts one process
     argv += ["--num_processes", str(plan.world_size)]
@@ -137,8 +166,7 @@ def _requeue(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> 
 
 
 def main(path: str) -> int:
-    """The agent of a run on this machine alone: one line of JSON on stdout says how it ended."""
-    process.die_with_parent()
+    """The agent of a run on this machine alone, a child of `launcher run`: one line of JSON on stdout says how it ended."""
     result: dict[str, Any]
     try:
         result, code = {"outcome": _run(Run.open(path), Node.alone())}, 0

@@ -5,8 +5,8 @@ Anyone may finish a run at any moment, and doing so twice changes nothing: every
 
 from __future__ import annotations
 
-from launcher import ledger
-from launcher.measure import trace
+from launcher import ledger, logs
+from launcher.report.html import write_report
 from launcher.report.summary import build_summary
 from launcher.run import Run, write_json
 
@@ -19,6 +19,16 @@ def finish(run: Run) -> bool:
     if counts is None:
         return False
     write_json(run.summary, build_summary(run, counts))
-    trace.write_trace(run.timelines(), run.trace)
+    _show(run)
     ledger.write_manifest(run, counts)
     return True
+
+
+def _show(run: Run) -> None:
+    """Trace and report: no results depend on them, so whatever is wrong with them must not keep the run from
+    completing. It is in the log, and `launcher report` makes what is missing."""
+    logger = logs.get_logger()
+    try:
+        write_report(run)
+    except Exception:
+        logger.exception("no report of this run yet; `launcher report %s` tries again", run.path)

@@ -47,6 +47,8 @@ def describe(
 ) -> RunFailed:
     """A RunFailed that carries the last lines of the rank's log, or of the launch where there is no rank."""
     log = run.log(attempt, "launch-0000" if rank is None else f"rank-{rank:04d}")
+    if not _tail(log, 1):
+        log = run.log(attempt, "launch-0000")  # a rank that never spoke: its launcher may say why
     lines = _tail(log, TAIL_BYTES).rstrip().splitlines()[-TAIL_LINES:]
     told = "".join(f"\n    | {line}" for line in lines)
     where = host if rank is None else f"rank {rank} on {host}"

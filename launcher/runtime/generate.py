@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launcher import strategies
 from launcher.engine.engine import Engine
@@ -16,6 +17,8 @@ from launcher.job.spec import JobSpec
 from launcher.ledger import Claims, Journal
 from launcher.logs import get_logger
 from launcher.measure.spans import Recorder, clock
+from launcher.model.gang import Gang
+from launcher.model.step import Server, StepModel
 from launcher.plan.plan import Placement, Plan
 from launcher.records import Attempt, Failure, Generation, Request
 from launcher.run import Run
@@ -54,53 +57,84 @@ class Rows:
 
 
 def generate(
-    run: Run, spec: JobSpec, plan: Plan, placement: Placement, beat: Heartbeat, clock_offset: float
+    run: Run, spec: JobSpec, plan: Plan, placement: Placement, beat: Heartbeat, gang: Gang
 ) -> None:
-    """Load this rank's placement and work until no row is left or the run is drained."""
+    """Load this rank's placement and work until no row is left or the run is drained. The first rank of a
+    replica runs the engine and journals, the others serve it."""
     attempt, rank = Attempt.parse(beat.status.attempt), placement.rank
     header = {
         "rank": rank,
         "replica": placement.replica,
         "host": beat.status.host,
         "attempt": attempt.name,
-        "clock": clock(clock_offset),
+        "clock": clock(gang.clock_offset),
     }
-    with (
-        Recorder(run.timeline(attempt, rank), header) as recorder,
-        Journal(run, attempt, rank) as journal,
-    ):
-        beat.phase("loading")
-        began, read_before = time.perf_counter(), storage_bytes()
-        with recorder.span("load"):
-            model = strategies.get(plan.strategy).load(placement, plan, spec, recorder)
-            text = Text.load(
-                spec.model, max_length=plan.batch.max_length, template=spec.input.template
-            )
-        beat.status.figures |= {
-            "started": time.time(),
-            "load_s": time.perf_counter() - began,
-            "bytes_read": storage_bytes() - read_before,
-        }
-        get_logger().info("loaded in %.1f s", beat.status.figures["load_s"])
-        beat.phase("running")
-        engine = Engine(model, text, plan.batch)
-        index = InputIndex(run.input)
-        rows = Rows(Claims(run, attempt, rank), index, journal, beat)
-        whole = engine.run(rows.pull, rows.emit, lambda: _between_steps(engine, beat))
-        beat.phase("draining" if not whole else "running")
-        model.close()
-        index.close()
-        beat.status.figures |= first_token_figures(engine.counters.first_tokens)
+    with Recorder(run.timeline(attempt, rank), header) as recorder:
+        if rank != plan.ranks_of(placement.replica)[0]:
+            _serve(_load(spec, plan, placement, beat, recorder, gang), beat)
+            return
+        with Journal(run, attempt, rank) as journal:
+            model = _load(spec, plan, placement, beat, recorder, gang)
+            rows = Rows(Claims(run, attempt, rank), InputIndex(run.input), journal, beat)
+            _lead(model, spec, plan, rows, recorder)
+            rows.index.close()
+
+
+def _load(
+    spec: JobSpec,
+    plan: Plan,
+    placement: Placement,
+    beat: Heartbeat,
+    recorder: Recorder,
+    gang: Gang,
+) -> Any:
+    """What the strategy loads for this rank; the heartbeat's figures say how that went."""
+    beat.phase("loading")
+    began, read_before = time.perf_counter(), storage_bytes()
+    with recorder.span("load", placement.stage):
+        model = strategies.get(plan.strategy).load(placement, plan, spec, recorder, gang)
+    load_s = time.perf_counter() - began
+    read = storage_bytes() - read_before
+    beat.measured(started=time.time(), load_s=load_s, bytes_read=read)
+    get_logger().info("loaded in %.1f s", load_s)
+    return model
+
+
+def _lead(model: StepModel, spec: JobSpec, plan: Plan, rows: Rows, recorder: Recorder) -> None:
+    """Run the engine of this replica."""
+    text = Text.load(spec.model, max_length=plan.batch.max_length, template=spec.input.template)
+    engine, beat = Engine(model, text, plan.batch, plan.schedule == "gpipe"), rows.beat
+    beat.phase("running")
+    whole = engine.run(rows.pull, rows.emit, lambda: _between_steps(engine, beat, recorder))
+    beat.phase("draining" if not whole else "running")
+    model.close()
+    beat.measured(**first_token_figures(engine.counters.first_tokens))
     get_logger().info("%s after %d steps", "done" if whole else "drained", engine.counters.steps)
 
 
-def _between_steps(engine: Engine, beat: Heartbeat) -> bool:
-    """Tell the heartbeat how far the engine is; True when the run is to be drained."""
+def _serve(server: Server, beat: Heartbeat) -> None:
+    """Work for this replica's first rank until that one is done or drained."""
+    status = beat.status
+
+    def working(in_step: bool) -> None:
+        # The thread of the heartbeat writes it. Only a rank in a step can be stuck in one.
+        status.phase = "running" if in_step else "serving"
+        status.steps += in_step
+        beat.measured(peak_memory_bytes=peak_memory())
+
+    beat.phase("serving")
+    server.serve(working)
+    get_logger().info("served %d steps", status.steps)
+
+
+def _between_steps(engine: Engine, beat: Heartbeat, recorder: Recorder) -> bool:
+    """Tell heartbeat and recorder how far the engine is; True when the run is to be drained."""
     done, status = engine.counters, beat.status
     status.steps = done.steps
     status.prompt_tokens = done.prompt_tokens
     status.completion_tokens = done.completion_tokens
-    status.figures["peak_memory_bytes"] = peak_memory()
+    recorder.count_tokens(done.completion_tokens)
+    beat.measured(peak_memory_bytes=peak_memory())
     return beat.draining.is_set()
 
 

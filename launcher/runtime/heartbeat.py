@@ -37,6 +37,10 @@ class Heartbeat:
         self.status.phase, self.status.phase_since = name, time.time()
         self._write()
 
+    def measured(self, **figures: float) -> None:
+        """Add to the status's figures: by a new dict, since the thread may be writing the old one."""
+        self.status.figures = {**self.status.figures, **figures}
+
     def close(self) -> None:
         """Stop the thread after a last write."""
         self._stop.set()
@@ -45,9 +49,9 @@ class Heartbeat:
 
     def _loop(self) -> None:
         while not self._stop.wait(BEAT_S):
-            if self._drain.exists():
-                self.draining.set()
             try:
+                if self._drain.exists():
+                    self.draining.set()
                 self._write()
             except OSError as error:  # a full disk must not end a rank that can still compute
                 get_logger().warning("status not written: %s", error)

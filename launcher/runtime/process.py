@@ -21,10 +21,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel to SIGKILL this process when its parent dies; leave at once if it has.
 
-    ``parent`` is the pid that the parent should have; None where it isn't known.
+    ``parent`` is the pid that the parent should have, where it is known: it may have died before this call.
     """
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1 or (parent is not None and os.getppid() != parent):
+    if parent is not None and os.getppid() != parent:
         os._exit(143)
 
 
@@ -33,7 +33,9 @@ def adopt_orphans() -> None:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def start(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(
+    argv: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a session of its own, output to ``log``, gone when this process is gone.
 
     SIGUSR2 is ignored in it: Slurm sends that to every process of a step, and torchrun would die of it and
@@ -52,6 +54,7 @@ def start(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(env),
+            cwd=cwd,
             start_new_session=True,
             preexec_fn=prepare,  # noqa: PLW1509 - only prctl and signal, before any thread exists
         )

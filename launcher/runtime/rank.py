@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 import zlib
 
 from launcher import environ, logs
-from launcher.errors import LauncherError, PreflightError
+from launcher.errors import LauncherError, PeerLost, PreflightError
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Placement, Plan
@@ -20,6 +21,10 @@ from launcher.records import Attempt
 from launcher.run import Run, write_json
 from launcher.runtime import process
 from launcher.runtime.heartbeat import Heartbeat
+
+# A rank that lost another one is ended from outside, and the other's error is told. Only where nobody does so
+# within these seconds, as with a cut network, is the loss itself the error.
+PEER_GRACE_S = 10.0
 
 
 def main(path: str) -> int:
@@ -32,6 +37,9 @@ def main(path: str) -> int:
         _check_world(plan, env)
         _work(run, load_resolved(run.job), plan, attempt, plan.placements[env.rank])
     except LauncherError as error:
+        if isinstance(error, PeerLost):
+            traceback.print_exc()
+            time.sleep(PEER_GRACE_S)
         return _leave_error(run, attempt, env.rank, error)
     except Exception as error:  # noqa: BLE001 - the last frame: the agent is told, the log has it all
         told = f"{type(error).__name__}: {error}"
@@ -51,8 +59,9 @@ def _work(run: Run, spec: JobSpec, plan: Plan, attempt: Attempt, placement: Plac
     beat.phase("joining")
     gang = Gang.join(placement.rank, plan.world_size, _fingerprint(run, attempt), spec.limits.join)
     logs.get_logger().info("joined %d ranks on %s", gang.size, ", ".join(sorted(set(gang.hosts))))
-    gang.leave()  # replicas share nothing but the ledger
-    generate(run, spec, plan, placement, beat, gang.clock_offset)
+    if plan.ranks_of(placement.replica) == [placement.rank]:
+        gang.leave()  # replicas share nothing but the ledger
+    generate(run, spec, plan, placement, beat, gang)
     beat.phase("finished")
     beat.close()
 

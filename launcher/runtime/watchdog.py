@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.errors import LauncherError, RunFailed
 from launcher.job.spec import JobSpec
+from launcher.logs import get_logger
 from launcher.plan.plan import Plan
 from launcher.records import Attempt
 from launcher.run import Run, read_json, request_drain, write_json
@@ -91,7 +92,10 @@ class Watchdog:
         if time.monotonic() - self.last_beat >= BEAT_S:
             self.last_beat = time.monotonic()
             state = {"host": socket.gethostname(), "beat": self.last_beat, "outcome": None}
-            write_json(self.run.node(self.attempt, self.node), state, durable=False)
+            try:
+                write_json(self.run.node(self.attempt, self.node), state, durable=False)
+            except OSError as error:  # a full disk must not end ranks that can still compute
+                get_logger().warning("sign of life not written: %s", error)
 
     def _drain(self) -> Outcome | None:
         if reason := self.stop_reason():
@@ -125,21 +129,40 @@ class Watchdog:
         for rank in self.ranks:
             status = read_json(self.run.status(self.attempt, rank))
             phase = status["phase"] if status else "starting"
+            if phase == "finished":
+                continue  # other replicas may have much left to do
             if phase in ("starting", "joining"):
                 if waited > limits.join:
-                    what = f"rank {rank} did not join within limits.join ({limits.join:.0f} s)"
-                    return self._failed(what, socket.gethostname(), rank)
+                    return self._not_joined()
                 continue
             if self.fresh.age(("rank", rank), status["updated"]) > limits.stall:
                 what = (
                     f"rank {rank} has shown no sign of life for limits.stall ({limits.stall:.0f} s)"
                 )
                 return self._failed(what, status["host"], rank)
-            idle = self.fresh.age(("step", rank), (phase, status["steps"]))
-            if phase == "running" and idle > limits.step:
+            idle = self.fresh.age(("step", rank), (phase, status["steps"], status["rows_done"]))
+            if phase == "running" and idle > limits.step * self._patience(rank):
                 what = f"rank {rank} has been in one step for more than limits.step ({limits.step:.0f} s)"
                 return self._failed(what, status["host"], rank)
         return None
+
+    def _patience(self, rank: int) -> int:
+        """A step of a replica's first rank lasts until the others have done their parts: one of those that is
+        stuck is to be blamed first, by whichever node's agent it is."""
+        ranks = self.plan.ranks_of(self.plan.placements[rank].replica)
+        return 2 if len(ranks) > 1 and rank == ranks[0] else 1
+
+    def _not_joined(self) -> Outcome:
+        """Blame a rank that never came up, wherever it was to be, before those that wait for it."""
+        every = self.plan.placements
+        phases = {p.rank: _phase(self.run.status(self.attempt, p.rank)) for p in every}
+        late = [p for p in every if phases[p.rank] == "starting"]
+        late += [p for p in every if phases[p.rank] == "joining"]
+        state = read_json(self.run.node(self.attempt, late[0].node))
+        host = state["host"] if state else f"node {late[0].node}, whose agent never spoke"
+        limit = self.spec.limits.join
+        what = f"rank {late[0].rank} did not join within limits.join ({limit:.0f} s)"
+        return self._failed(what, host, late[0].rank)
 
     def _failed(self, what: str, host: str, rank: int | None) -> Outcome:
         return Outcome(
@@ -154,28 +177,25 @@ class Watchdog:
         asked = self.draining() and not self.run.rank_errors(self.attempt)
         return Outcome("drained") if asked else Outcome("failed", error.as_dict())
 
-    def conclude(self, outcome: Outcome) -> None:
-        """Publish how it ended on this node."""
-        state = {"host": socket.gethostname(), "beat": time.monotonic(), "outcome": asdict(outcome)}
-        write_json(self.run.node(self.attempt, self.node), state)
-
     def gather(self, own: Outcome) -> Outcome:
-        """On node 0: the outcome of all nodes, waiting for the others up to ``limits.stall``."""
-        worst = own
-        for node in range(1, self.plan.nodes):
-            deadline = time.monotonic() + self.spec.limits.stall
-            state = None
-            while time.monotonic() < deadline:
-                state = read_json(self.run.node(self.attempt, node))
-                if state and state["outcome"]:
-                    break
-                time.sleep(POLL_S)
-            outcome = Outcome(**state["outcome"]) if state and state["outcome"] else None
-            if outcome is None:
-                host = state["host"] if state else f"node {node}"
-                outcome = self._failed(f"the agent of node {node} did not end", host, None)
-            worst = max(worst, outcome, key=lambda o: ("done", "drained", "failed").index(o.kind))
-        return worst
+        """On node 0: the worst outcome of all nodes. The others may work on as long as they show signs of life."""
+        outcomes = {self.node: own}
+        while own.kind != "failed" and len(outcomes) < self.plan.nodes:
+            for node in set(range(self.plan.nodes)) - outcomes.keys():
+                state = read_json(self.run.node(self.attempt, node)) or {"outcome": None}
+                if state["outcome"]:
+                    outcomes[node] = Outcome(**state["outcome"])
+                elif self.fresh.age(("end", node), state.get("beat")) > self.spec.limits.stall:
+                    what = f"the agent of node {node} fell silent before its ranks had ended"
+                    outcomes[node] = self._failed(what, state.get("host", f"node {node}"), None)
+            time.sleep(POLL_S)
+        return max(outcomes.values(), key=lambda o: ("done", "drained", "failed").index(o.kind))
+
+
+def conclude(run: Run, attempt: Attempt, node: int, outcome: Outcome) -> None:
+    """Publish how an attempt ended on a node."""
+    state = {"host": socket.gethostname(), "beat": time.monotonic(), "outcome": asdict(outcome)}
+    write_json(run.node(attempt, node), state)
 
 
 def raise_outcome(outcome: Outcome) -> None:

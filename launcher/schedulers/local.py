@@ -56,14 +56,17 @@ class LocalJob:
 
 def start(run: Run) -> LocalJob:
     """Start the agent of a run on this machine and note it in the run."""
+    parent = os.getpid()
     with (run.path / "logs" / "agent-local.log").open("a") as errors:
         agent = subprocess.Popen(
             process.python("launcher.runtime.agent", str(run.path)),
+            cwd=run.path,  # `python -m` imports from its working directory first: not from the user's files
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,  # the terminal's ^C is ours to pass on
+            preexec_fn=lambda: process.die_with_parent(parent),  # noqa: PLW1509 - no threads yet
         )
     job = f"{agent.pid}.{process.start_time(agent.pid)}@{socket.gethostname()}"
     write_json(run.jobs, {"scheduler": "local", "jobs": [job], "started": time.time()})

@@ -15,6 +15,8 @@ from launcher.plan.plan import Plan
 from launcher.run import Run, write_json
 
 CLIENT_TIMEOUT_S = 30.0
+# Nothing is imported from the directory that the job was submitted in.
+SAFE_PATH = "export PYTHONSAFEPATH=1"
 # squeue's words for a job that will run, or run again, by itself.
 PENDING = {
     "PENDING",
@@ -34,21 +36,26 @@ def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
     gpus = plan.gpus_per_node
     if gpus and not {"gres", "gpus_per_node"} & set(options):
         options["gpus_per_node"] = gpus
-    options.setdefault(
-        "requeue", True
-    )  # after a node's failure or preemption; attempts keep results apart
+    if spec.slurm.requeue is None:
+        # After a node's failure or preemption; attempts keep their results apart.
+        options["requeue"] = True
     options["export"] = ",".join(environ.travelling(spec.slurm.env))
+    # Slurm gives a step one CPU per task unless it is told, whatever the job has.
+    cpus = options.get("cpus_per_task")
     told = {
         "job_name": spec.name,
         "nodes": plan.nodes,
         "ntasks_per_node": 1,
         "signal_delay_s": int(spec.slurm.signal_delay),
         "array_parallelism": spec.slurm.array_parallelism,
-        "setup": ["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else None,
+        "setup": ["set -e", *spec.slurm.setup, "set +e", SAFE_PATH],
         "stderr_to_stdout": True,
         # All that the setup lines exported goes on to the tasks. A node whose task dies takes the others'
         # along at once, instead of after their deadlines.
-        "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
+        "srun_args": [
+            *("--export=ALL", "--kill-on-bad-exit=1"),
+            *([f"--cpus-per-task={cpus}"] if cpus else []),
+        ],
         "additional_parameters": options,
     }
     # None keeps submitit's own defaults out; sbatch's `time` and `wckey` are among the options.
@@ -72,6 +79,7 @@ def submit(run: Run, spec: JobSpec, plan: Plan) -> list[str]:
 
     from launcher.runtime.agent import run_agent
 
+    _note(run, [])  # `resume` goes to Slurm again, also after sbatch said no
     executor = _executor(run.path, spec, plan)
     worlds = spec.slurm.array
     try:
@@ -86,7 +94,7 @@ def submit(run: Run, spec: JobSpec, plan: Plan) -> list[str]:
             fix="launcher submit --dry-run shows the script; `sinfo` the partitions",
         ) from error
     ids = [job.job_id for job in jobs]
-    write_json(run.jobs, {"scheduler": "slurm", "jobs": ids, "started": time.time()})
+    _note(run, ids)
     return ids
 
 
@@ -106,6 +114,10 @@ def stop(jobs: list[str]) -> None:
     if done is None or done.returncode:
         why = "scancel did not answer" if done is None else done.stderr.strip()
         raise SlurmRefused(why, where=f"jobs {', '.join(jobs)}", fix="scancel them by hand")
+
+
+def _note(run: Run, jobs: list[str]) -> None:
+    write_json(run.jobs, {"scheduler": "slurm", "jobs": jobs, "started": time.time()})
 
 
 def _state(word: str | None) -> str:

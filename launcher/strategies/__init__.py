@@ -1,7 +1,8 @@
 """How a model is split: one module per value of `parallel.strategy`.
 
 A strategy is a module with `Options` (what `parallel.options` may hold), `place(checkpoint, machines,
-spec, demand) -> Plan`, which needs no torch, and `load(placement, plan, spec, recorder) -> StepModel`.
+spec, demand) -> Plan`, which needs no torch, and `load(placement, plan, spec, recorder, gang)`: a StepModel on the
+first rank of a replica, on its other ranks a Server.
 """
 
 from __future__ import annotations

@@ -18,19 +18,19 @@ from launcher.job.section import Matching
 from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
 from launcher.plan import advice
-from launcher.plan.batching import batch_notes, largest_batch
-from launcher.plan.checkpoint import WIDTHS, Checkpoint
-from launcher.plan.dims import text_config
+from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines
-from launcher.plan.memory import Model, Share
+from launcher.plan.mapped import MappedReplica, Split
+from launcher.plan.memory import Share
 from launcher.plan.placement import Device, DeviceMap, unsplit_modules
 from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
-from launcher.plan.replica import Replica, Split
 from launcher.plan.shapes import family
 from launcher.plan.sizes import Bytes
+from launcher.plan.subject import Subject
 from launcher.records import Demand
 
 if TYPE_CHECKING:
+    from launcher.model.gang import Gang
     from launcher.model.step import StepModel
 
 
@@ -72,22 +72,20 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     Raises UsageError for a spec that asks for another strategy or for devices that are not there.
     """
     options = Options.model_validate(spec.parallel.options)
+    subject = Subject(checkpoint, machines, spec, demand)
     homes = _homes(spec, machines)
-    dtype = checkpoint.dtype(spec.model.dtype)
-    replica = _replica(checkpoint, machines, spec, options, WIDTHS[dtype])
-    batch = largest_batch(spec, replica.model.dims, demand, machines.device)
-    slots, wanted = replica.most_slots(batch), spec.batch.slots
-    fits = slots > 0 if wanted == "auto" else slots == wanted
-    batch = batch.model_copy(update={"slots": max(1, slots) if wanted == "auto" else wanted})
+    replica = _replica(subject, options)
+    fitted = replica.fit(subject.largest_batch(), spec.batch.slots)
+    batch = fitted.batch
     shares = [s for s in replica.shares(batch).values() if s.weights]
-    notes = [checkpoint.note, *machines.notes, *batch_notes(spec, replica.model.dims)]
+    notes = subject.notes()
     if any(share.device == "cpu" for share in shares):
         notes.append(machines.host_note)
-    if fits:
+    if fitted.fits:
         notes += advice.waste(replica, machines, shares, batch, len(homes))
     else:
-        notes += advice.why_not(replica, batch, slots)
-    notes += advice.slow_dtype(machines, dtype)
+        notes += advice.why_not(replica, batch, fitted.slots)
+    notes += advice.slow_dtype(machines, subject.dtype)
     device_map = replica.device_map(batch)
     _check_offload(checkpoint, options, device_map)
     if family(checkpoint.config) is None and len(device_map) > 1:
@@ -95,31 +93,26 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
             "the modules' names are guessed from the checkpoint's: this model_type is new here"
         )
     turns = sum(isinstance(share.device, int) for share in shares)
+    predicted = _predicted(shares, turns)
     return Plan(
-        fits=fits,
+        fits=fitted.fits,
         reasons=[note for note in notes if note],
         strategy="sequential",
         schedule="naive" if turns > 1 else None,
-        device=machines.device,
-        dtype=dtype,
-        parameters=checkpoint.parameters,
-        weights_bytes=replica.model.outline.root.weights,
-        kv_bytes_per_token=replica.model.kv_bytes_per_token,
         world_size=len(homes),
         ranks_per_node=len(homes) // machines.nodes,
-        nodes=machines.nodes,
-        gpus_per_node=machines.gpus_per_node,
-        peak_flops=machines.gpu.flops.get(dtype) if machines.gpu else None,
-        peak_bandwidth=machines.gpu.bandwidth if machines.gpu else None,
-        devices=[row for home in homes for row in _rows(replica, shares, home)],
+        devices=[row for home in homes for row in _rows(replica, shares, home, predicted)],
         placements=_placements(homes, device_map),
         batch=batch,
-        predicted=_predicted(shares, turns),
+        predicted=predicted,
+        **subject.facts(),
     )
 
 
-def load(placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder) -> StepModel:
-    """This rank's copy of the model, where the plan says."""
+def load(
+    placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder, gang: Gang
+) -> StepModel:
+    """This rank's copy of the model, where the plan says; it works alone, so it needs no ``gang``."""
     from launcher.model.local import LocalStepModel
     from launcher.model.packed import pack_linears
     from launcher.model.weights import Loading, load_model
@@ -177,21 +170,16 @@ def _homes(spec: JobSpec, machines: Machines) -> list[_Home]:
     ]
 
 
-def _replica(
-    checkpoint: Checkpoint, machines: Machines, spec: JobSpec, options: Options, width: int
-) -> Replica:
-    each = spec.parallel.replicas // machines.nodes
+def _replica(subject: Subject, options: Options) -> MappedReplica:
+    machines, tree = subject.machines, subject.model.outline
+    each = subject.spec.parallel.replicas // machines.nodes
     gpus = machines.gpus_per_node // each
-    tree = checkpoint.outline(width)
     unsplit = unsplit_modules(tree, options.no_split, "parallel.options.no_split")
     _check_gpus(options, gpus)
     # The same spec plans on a CPU, where what it says of GPUs has no meaning.
     memory = {d: size for d, size in (options.max_memory or {}).items() if gpus or d == "cpu"}
-    eager = bool(
-        text_config(checkpoint.config).get("attn_logit_softcapping")
-    )  # sdpa has no soft caps
-    return Replica(
-        model=Model(checkpoint.dims, tree, width, "eager" if eager else spec.model.attention),
+    return MappedReplica(
+        model=subject.model,
         split=Split(options.device_map, memory or None, tuple(unsplit)),
         gpus=gpus,
         gpu_bytes=machines.gpu.memory_bytes if machines.gpu else 0,
@@ -227,7 +215,9 @@ def _check_offload(checkpoint: Checkpoint, options: Options, device_map: DeviceM
         )
 
 
-def _rows(replica: Replica, shares: Sequence[Share], home: _Home) -> list[DevicePlan]:
+def _rows(
+    replica: MappedReplica, shares: Sequence[Share], home: _Home, predicted: Predicted
+) -> list[DevicePlan]:
     """The devices of one replica in the order of their layers; GPUs that stay empty come last."""
     empty = [gpu for gpu in range(replica.gpus) if gpu not in {share.device for share in shares}]
     nothing = [Share(gpu, (), weights=0, kv=0, activations=0, reserve=0) for gpu in empty]
@@ -243,6 +233,8 @@ def _rows(replica: Replica, shares: Sequence[Share], home: _Home) -> list[Device
             activation_bytes=s.activations,
             peak_bytes=s.peak,
             capacity_bytes=replica.capacity(s.device),
+            utilization=predicted.utilization if s.weights else None,
+            bubble=predicted.bubble if s.weights else None,
         )
         for stage, s in enumerate([*shares, *nothing])
     ]

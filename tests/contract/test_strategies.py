@@ -43,6 +43,7 @@ def test_surface(name: str) -> None:
         "plan",
         "spec",
         "recorder",
+        "gang",
     ]
 
 

@@ -85,6 +85,21 @@ def test_replicas_over_two_nodes_share_the_work(
     assert any("joined 2 ranks on n" in line["line"] for line in lines)
 
 
+def test_a_pipeline_over_two_nodes(cluster: Cluster, env: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    parallel = {"strategy": "pipeline", "stages": 2}
+    spec = write_job(tmp_path, 60, parallel=parallel, resources={"device": "cpu", "nodes": 2})
+    submit(spec, run, env)
+    wait_complete(run, env)
+    rows = read_rows(run / "outputs.jsonl")
+    assert [row["id"] for row in rows] == [row["id"] for row in prompt_rows(60)]
+    assert sum(is_right(row) for row in rows) >= 59
+    stages = json.loads((run / "summary.json").read_text())["stages"]
+    assert [(stage["stage"], stage["rank"]) for stage in stages] == [(0, 0), (1, 1)]
+    assert len({stage["host"] for stage in stages}) == 2
+    assert all(stage["busy"] > 0 for stage in stages)
+
+
 def test_an_array_of_worlds_shares_one_run(
     cluster: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:

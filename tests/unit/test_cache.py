@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -91,13 +93,18 @@ def test_the_slots_of_a_step_are_gathered_at_the_front_and_keep_what_they_hold()
     cache.begin(Packed([0, 1, 2, 3, 4], [0] * 5, [1] * 5))
     for layer in (0, 1):
         update(cache, states([10, 11, 12, 13, 14]), layer)
-    for slots in ([1, 3, 4], [4], [0, 2], [2, 1, 4, 3], [0, 1, 2, 3, 4]):
-        rows = cache.gather(slots)
-        assert sorted(rows) == list(range(len(slots)))
-        assert rows == cache.rows(slots)
+    for groups in ([[1, 3, 4]], [[4], [1]], [[0, 2], [1, 4, 3]], [[3, 1], [], [2, 0], [4]]):
+        cache.gather(groups)
+        rows = [cache.rows(slots) for slots in groups]
+        assert [sorted(of) for of in rows] == _ranges([len(of) for of in groups])
         assert [held(cache, slot, 1) for slot in range(5)] == [[10], [11], [12], [13], [14]]
-    moved = cache.rows([0, 1, 2, 3, 4])
-    assert cache.gather([0, 1, 2, 3, 4]) == moved
+        cache.gather(groups)
+        assert [cache.rows(slots) for slots in groups] == rows
+
+
+def _ranges(counts: list[int]) -> list[list[int]]:
+    ends = list(accumulate(counts))
+    return [list(range(end - count, end)) for end, count in zip(ends, counts, strict=True)]
 
 
 def test_what_the_model_asks_it_for_masks_of_its_own() -> None:

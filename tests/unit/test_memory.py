@@ -13,9 +13,9 @@ from launcher.job.spec import JobSpec
 from launcher.plan.batching import TEMPLATE_TOKENS, batch_notes, largest_batch
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.dims import Dims
+from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import RESERVE, Model, activation_bytes, most, shares
 from launcher.plan.plan import Batch
-from launcher.plan.replica import Replica, Split
 from launcher.plan.shapes import known_config
 from launcher.plan.sizes import gib, read_size
 from launcher.records import Demand
@@ -30,8 +30,8 @@ def model_of(name: str = "meta-llama/Llama-2-70b-hf", width: int = 2) -> Model:
     return Model(checkpoint.dims, checkpoint.outline(width), width, "sdpa")
 
 
-def replica(gpus: int, split: Split | None = None, **changes: Any) -> Replica:
-    plain = Replica(model_of(), split or Split("sequential"), gpus, 79 * GIB, 200 * GIB)
+def replica(gpus: int, split: Split | None = None, **changes: Any) -> MappedReplica:
+    plain = MappedReplica(model_of(), split or Split("sequential"), gpus, 79 * GIB, 200 * GIB)
     return replace(plain, **changes)
 
 

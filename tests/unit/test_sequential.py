@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from launcher.errors import UsageError
 from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
+from launcher.model.gang import Gang
 from launcher.model.step import Step, StepModel
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines, gpu_profiles
@@ -21,6 +22,7 @@ from launcher.records import Demand
 from launcher.strategies import sequential
 
 GIB = 2**30
+ALONE = Gang(0, 1, ("here",), 0.0)
 DEMAND = Demand(rows=10_000, longest_prompt_bytes=2000, max_new_tokens=256)
 SEVENTY = dict.fromkeys(range(4), "70GiB")
 
@@ -257,7 +259,7 @@ def test_layers_on_disk_compute_what_layers_in_memory_do(kind: str, tmp_path: Pa
         device_map = made.placements[0].device_map
         assert (device_map is not None and "disk" in device_map.values()) == (name == "disk")
         with Recorder(tmp_path / f"{name}.jsonl", {}) as recorder:
-            model = sequential.load(made.placements[0], made, job, recorder)
+            model = sequential.load(made.placements[0], made, job, recorder, ALONE)
             tokens[name] = generate(model)
             model.close()
     assert tokens["disk"] == tokens["memory"]

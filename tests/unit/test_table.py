@@ -131,7 +131,27 @@ def state(**changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-ALL = [plan_table(plan()), summary_table(summary()), runs_table([state()]), status_table(state())]
+def pipelined(nodes: int = 2) -> Plan:
+    """Eight stages over two nodes, with what is predicted of each."""
+    devices = [
+        device(0, number, 15.9, (10 * number, 10 * number + 9)).model_copy(
+            update={"rank": number, "utilization": 0.91, "bubble": 0.086}
+        )
+        for number in range(8)
+    ]
+    placements = [Placement(rank=r, replica=0, node=r * nodes // 8, stage=r) for r in range(8)]
+    return plan(
+        strategy="pipeline", schedule="ring", devices=devices, placements=placements, nodes=nodes
+    )
+
+
+ALL = [
+    plan_table(pipelined()),
+    plan_table(plan()),
+    summary_table(summary()),
+    runs_table([state()]),
+    status_table(state()),
+]
 
 
 def test_plan_says_what_sits_where() -> None:
@@ -370,3 +390,24 @@ def test_stacked_bars_are_in_proportion(shares: tuple[float | None, ...], bar: s
 )
 def test_units(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+@pytest.mark.parametrize("width", [80, 96, 140])
+def test_stages_are_shown_with_what_is_predicted_of_them(width: int) -> None:
+    shown = lines(plan_table(pipelined()), width)
+    head = next(line for line in shown if "peak of capacity" in line)
+    assert "busy" in head
+    assert "bubble" in head
+    assert ("activations" in head) == (width > 80)
+    rows = [line for line in shown if " GiB" in line and "cuda" in line]
+    assert len(rows) == 8
+    assert all("91 %" in row and "8.6 %" in row for row in rows)
+    assert "busy" not in "".join(lines(plan_table(plan()), width))
+
+
+def test_busy_share_of_a_stage_beside_the_planned_one() -> None:
+    stages = [stage(0, 0, predicted={"busy": 0.97, "bubble": 0.03}), stage(0, 1)]
+    shown = lines(summary_table(summary(stages=stages)), 120)
+    assert any("plan" in line for line in shown)
+    assert "97 %  60 %" in next(line for line in shown if "cuda:0" in line)
+    assert not any("plan" in line for line in lines(summary_table(summary()), 120))

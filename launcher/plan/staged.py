@@ -1,0 +1,171 @@
+"""StagedReplica: one copy of the model as stages, one rank each: what each takes, and how busy it will be. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from launcher.plan.cost import Rates, StepCost, link_seconds
+from launcher.plan.memory import Share, shares
+from launcher.plan.outline import Module, Outline
+from launcher.plan.placement import Device
+from launcher.plan.plan import Batch
+from launcher.plan.replica import Fitted, Replica
+from launcher.plan.simulate import Pipe, Schedule, Simulated, simulate
+from launcher.plan.split import balanced, spans
+from launcher.plan.subject import Subject
+
+RECEIVED = 2  # messages that a stage has room for: the one it computes on and the next one
+
+
+@dataclass(frozen=True)
+class StagedReplica(Replica):
+    """``counts``: layers of each stage; ``rank_bytes``: memory of each rank's device of ``kind`` cuda or cpu.
+
+    Devices are numbered like stages.
+    """
+
+    counts: tuple[int, ...]
+    rank_bytes: int
+    kind: str
+
+    def shares(self, batch: Batch) -> dict[Device, Share]:
+        """What each stage takes. The last one of a tied model holds the embedding, too."""
+        model, last = self.model, len(self.counts) - 1
+        if last:
+            model = replace(model, outline=_with_own_head(model.outline))
+        found = shares(model, batch, self._device_map(), self.kind)
+        tokens = max(batch.slots, batch.prefill_chunk)
+        message = tokens * model.dims.hidden * model.width
+        buffers = {
+            stage: message * (RECEIVED * (stage > 0) + batch.groups * (stage < last))
+            for stage in range(last + 1)
+        }
+        return {
+            stage: replace(share, activations=share.activations + buffers[int(stage)])
+            for stage, share in found.items()
+        }
+
+    def capacity(self, device: Device) -> int:
+        return self.rank_bytes
+
+    def name(self, device: Device) -> str:
+        return f"stage {device}"
+
+    def _device_map(self) -> dict[str, Device]:
+        """The modules before the layers are on the first stage, those behind them on the last."""
+        stages = [stage for stage, count in enumerate(self.counts) for _ in range(count)]
+        found: dict[str, Device] = {}
+        stage = 0
+        for leaf in self.model.outline.root.leaves():
+            if leaf.layer is not None:
+                stage = stages[leaf.layer]
+            found[leaf.name] = stage
+        return found
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A way to run the stages: what fits, and how busy they would be."""
+
+    replica: StagedReplica
+    fitted: Fitted
+    simulated: Simulated
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of one replica, to compare drafts with each other."""
+        batch = self.fitted.batch
+        return batch.groups * batch.slots * self.simulated.rounds / self.simulated.seconds
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What drafts of one subject have in common. ``far`` says of each stage whether the next one (of the last
+    stage: the first) is on another node; ``layers`` are counts by hand."""
+
+    subject: Subject
+    rank_bytes: int
+    far: tuple[bool, ...]
+    layers: tuple[int, ...] | None = None
+
+    def draft(self, groups: int) -> Draft:
+        """The best cut for ``groups`` groups: the one whose slowest stage is fastest, or where that does not fit
+        the one whose fullest stage is emptiest."""
+        batch = self.subject.largest_batch(groups)
+        if self.layers is not None:
+            return self._fit(self.layers, batch)
+        found = self._fit(self._by_time(batch), batch)
+        # What a layer takes beside the head depends on the number of slots that turned out to fit.
+        found = self._fit(self._by_time(found.fitted.batch), batch)
+        if found.fitted.fits:
+            return found
+        other = self._fit(self._by_weight(), batch)
+        return other if other.fitted.fits else found
+
+    def stages_needed(self, batch: Batch, at_most: int = 64) -> int | None:
+        """The fewest stages that hold ``batch``, more than there are; None if it is more than ``at_most``."""
+        most = min(at_most, len(self.subject.model.outline.layers))
+        for stages in range(len(self.far) + 1, most + 1):
+            if self._replica(self._by_weight(stages)).fits(batch):
+                return stages
+        return None
+
+    def _fit(self, counts: Sequence[int], batch: Batch) -> Draft:
+        replica = self._replica(counts)
+        fitted = replica.fit(batch, self.subject.spec.batch.slots)
+        return Draft(replica, fitted, simulate(self._pipe(counts, fitted.batch)))
+
+    def _replica(self, counts: Sequence[int]) -> StagedReplica:
+        machines = self.subject.machines
+        return StagedReplica(self.subject.model, tuple(counts), self.rank_bytes, machines.device)
+
+    def _pipe(self, counts: Sequence[int], batch: Batch) -> Pipe:
+        """The stages as they are simulated: a decode step takes so long."""
+        costs, rates = self._cost(batch).by_layer, self._rates
+        stage_s = [sum(costs[first : last + 1]) for first, last in spans(counts)]
+        ends = len(counts) - 1
+        link_s = [
+            link_seconds(self.subject.model, batch, rates, far, tokens=stage == ends)
+            for stage, far in enumerate(self.far)
+        ]
+        schedule: Schedule = self.subject.spec.parallel.schedule
+        return Pipe(stage_s, link_s if ends else [0.0], batch.groups, schedule)
+
+    def _by_time(self, batch: Batch) -> list[int]:
+        return balanced(self._cost(batch).by_layer, len(self.far))
+
+    def _by_weight(self, stages: int | None = None) -> list[int]:
+        outline = _with_own_head(self.subject.model.outline)
+        leaves = outline.root.leaves()
+        numbers = [n for n, leaf in enumerate(leaves) if leaf.layer is not None]
+        weights = [float(leaf.weights) for leaf in leaves[numbers[0] : numbers[-1] + 1]]
+        weights[0] += sum(leaf.weights for leaf in leaves[: numbers[0]])
+        weights[-1] += sum(leaf.weights for leaf in leaves[numbers[-1] + 1 :])
+        return balanced(weights, stages or len(self.far))
+
+    def _cost(self, batch: Batch) -> StepCost:
+        subject = self.subject
+        return StepCost.of(subject.model, batch, subject.demand, self._rates)
+
+    @property
+    def _rates(self) -> Rates:
+        return Rates.of(self.subject.machines, self.subject.dtype)
+
+
+def _with_own_head(outline: Outline) -> Outline:
+    """The outline of a model whose head has a copy of the embedding that it is tied to."""
+    sizes = {leaf.name: leaf.weights for leaf in outline.root.leaves()}
+    root = outline.root
+    for holder, *others in outline.tied:
+        for name in others:
+            root = _heavier(root, name, sizes[holder])
+    return replace(outline, root=root)
+
+
+def _heavier(module: Module, name: str, extra: int) -> Module:
+    """``module`` where the part of that name weighs ``extra`` more."""
+    if all(part.name != name for part in module.walk()):
+        return module
+    children = tuple(_heavier(child, name, extra) for child in module.children)
+    return replace(module, weights=module.weights + extra, children=children)

@@ -1,0 +1,68 @@
+"""Subject: what a strategy is asked to plan, and what is the same in the plans of all of them. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from launcher.job.spec import JobSpec
+from launcher.plan.batching import batch_notes, largest_batch
+from launcher.plan.checkpoint import WIDTHS, Checkpoint
+from launcher.plan.dims import text_config
+from launcher.plan.machines import Machines
+from launcher.plan.memory import Model
+from launcher.plan.plan import Batch
+from launcher.records import Demand
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The arguments of a strategy's ``place``, and what follows from them however the model is split."""
+
+    checkpoint: Checkpoint
+    machines: Machines
+    spec: JobSpec
+    demand: Demand
+
+    @cached_property
+    def dtype(self) -> str:
+        """What the weights are loaded as."""
+        return self.checkpoint.dtype(self.spec.model.dtype)
+
+    @cached_property
+    def model(self) -> Model:
+        """What memory follows from."""
+        width = WIDTHS[self.dtype]
+        soft_caps = text_config(self.checkpoint.config).get("attn_logit_softcapping")
+        attention = "eager" if soft_caps else self.spec.model.attention  # sdpa has no soft caps
+        return Model(self.checkpoint.dims, self.checkpoint.outline(width), width, attention)
+
+    def largest_batch(self, groups: int | None = None) -> Batch:
+        """The most that makes sense to have in flight, before it is asked what fits."""
+        return largest_batch(
+            self.spec, self.checkpoint.dims, self.demand, self.machines.device, groups
+        )
+
+    def notes(self) -> list[str | None]:
+        """What was assumed."""
+        return [
+            self.checkpoint.note,
+            *self.machines.notes,
+            *batch_notes(self.spec, self.checkpoint.dims),
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of a Plan that no strategy decides."""
+        gpu = self.machines.gpu
+        return {
+            "device": self.machines.device,
+            "dtype": self.dtype,
+            "parameters": self.checkpoint.parameters,
+            "weights_bytes": self.model.outline.root.weights,
+            "kv_bytes_per_token": self.model.kv_bytes_per_token,
+            "nodes": self.machines.nodes,
+            "gpus_per_node": self.machines.gpus_per_node,
+            "peak_flops": gpu.flops.get(self.dtype) if gpu else None,
+            "peak_bandwidth": gpu.bandwidth if gpu else None,
+        }

@@ -1,0 +1,82 @@
+"""Messages between stages: what is unpacked is what was packed, in buffers that are longer than the message."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from launcher.model.link import ENVELOPE
+from launcher.model.message import Form, Message, answer, stop
+from launcher.model.step import Step, StepSampling
+from launcher.plan.plan import Batch
+
+BATCH = Batch(groups=2, slots=3, max_length=64, prefill_chunk=8)
+
+SAMPLING = StepSampling(
+    temperature=torch.tensor([0.0, 0.7, 1e-9], dtype=torch.float64),
+    top_p=torch.tensor([1.0, 0.95, 0.1], dtype=torch.float64),
+    top_k=torch.tensor([0, 50, 2**31 - 1]),
+    seed=torch.tensor([0, 2**63 - 1, 7]),
+    position=torch.tensor([5, 1, 3]),
+)
+
+
+def step(counts: list[int], sampling: StepSampling | None = None, kind: str = "prefill") -> Step:
+    return Step(
+        group=1,
+        kind=kind,
+        slots=torch.tensor([2, 0, 1]),
+        tokens=torch.arange(3 * max(counts)).view(3, -1),
+        starts=torch.tensor([3, 0, 40]),
+        counts=torch.tensor(counts),
+        sampling=sampling,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 5, 64])
+@pytest.mark.parametrize("sampling", [None, SAMPLING])
+def test_round_trip(dtype: torch.dtype, width: int, sampling: StepSampling | None) -> None:
+    form = Form(width, dtype)
+    sent = step([2, 5, 1], sampling)
+    hidden = torch.randn(8, width).to(dtype)
+    data = form.pack(Message(sent, 9, hidden))
+    buffer = form.buffer(BATCH)
+    assert len(data) <= len(buffer), "a step as large as the batch allows"
+    buffer[: len(data)] = data
+    found = form.unpack(buffer)
+    assert found is not None
+    assert (found.number, found.step.group, found.step.kind) == (9, 1, "prefill")
+    assert found.step.tokens.shape == sent.tokens.shape
+    assert torch.equal(found.hidden, hidden)
+    for name in ("slots", "starts", "counts"):
+        assert torch.equal(getattr(found.step, name), getattr(sent, name))
+    assert (found.step.sampling is None) == (sampling is None)
+    if sampling is not None and found.step.sampling is not None:
+        for field in fields(StepSampling):
+            one, other = (getattr(s, field.name) for s in (found.step.sampling, sampling))
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+
+
+def test_a_step_outlives_the_buffer_that_it_came_in() -> None:
+    form = Form(4, torch.float32)
+    data = form.pack(Message(step([1, 1, 1], SAMPLING, "decode"), 0, torch.ones(3, 4)))
+    found = form.unpack(data)
+    data.fill_(-1)
+    assert found is not None
+    assert found.step.starts.tolist() == [3, 0, 40]
+    assert found.step.sampling is not None
+    assert found.step.sampling.temperature.tolist() == SAMPLING.temperature.tolist()
+
+
+def test_stop_and_answer() -> None:
+    form = Form(4, torch.float32)
+    buffer = form.buffer(BATCH)
+    buffer[: len(stop())] = stop()
+    assert form.unpack(buffer) is None
+    message = Message(step([1, 1, 1]), 6, torch.ones(3, 4))
+    assert answer(message, torch.tensor([7, -1, 9]))[:ENVELOPE].tolist() == [0, 1, 6]
+    assert answer(message, torch.tensor([7, -1, 9]))[ENVELOPE:].tolist() == [7, -1, 9]
