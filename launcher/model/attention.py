@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,6 +31,26 @@ class Pieces:
 
     parts: list[Piece]
     dim: int
+
+    @classmethod
+    def of_rows(cls, lengths: list[list[int]]) -> Pieces:
+        """One query per row; ``lengths`` are the positions of each row, in groups that attend together."""
+        ends = accumulate(map(len, lengths))
+        parts = [
+            Piece(slice(end - len(group), end), slice(None), slice(max(group)))
+            for group, end in zip(lengths, ends, strict=True)
+        ]
+        return cls(parts, dim=0)
+
+    @classmethod
+    def of_queries(cls, counts: list[int], lengths: list[int]) -> Pieces:
+        """Sequences end to end in one row: each has ``counts`` queries and ``lengths`` keys."""
+        ends = zip(accumulate(counts), accumulate(lengths), strict=True)
+        parts = [
+            Piece(slice(None), slice(last - count, last), slice(key - length, key))
+            for (last, key), count, length in zip(ends, counts, lengths, strict=True)
+        ]
+        return cls(parts, dim=1)
 
 
 def attend_in_pieces(

@@ -72,11 +72,16 @@ class Packed:
         return max(self.starts)
 
     @property
+    def lengths(self) -> list[int]:
+        """Positions in use after this pass, row by row."""
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+
+    @property
     def length(self) -> int:
-        return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
+        return max(self.lengths)
 
     def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        ends = self.lengths
         for row, start, end, part in zip(
             self.rows, self.starts, ends, new[0].split(self.counts, dim=1), strict=True
         ):

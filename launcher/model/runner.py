@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from launcher.model.attention import Pieces, use_pieces
 from launcher.model.cache import Packed, SlotCache, Together
 from launcher.model.masks import Mask, Masks, Places
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
+
+SHORT = 64  # rows of fewer positions attend together, then those of up to twice as many, and so on
 
 
 class StageRunner:
@@ -20,8 +23,7 @@ class StageRunner:
     ``first`` and ``last`` say which ends of the model it has; a whole model has both. Layers may be
     spread over devices by accelerate's hooks.
 
-    Decoding feeds one token per row, right-aligned to nothing: every row has its own position. Prefill
-    feeds no padding either: rows are laid end to end, as many as ``pack`` tokens hold, and the mask
+    Decoding feeds one token per row, each at its own position. Prefill feeds no padding either: rows are laid end to end, as many as ``pack`` tokens hold, and the mask
     keeps them apart. The head sees one position per row. The stages of one model must be given the same
     steps in the same order and the same ``pack``; then they compute what the whole model does, bit for bit.
     """
@@ -33,6 +35,7 @@ class StageRunner:
         self.dtype: torch.dtype = model.dtype
         self._body = model if last else model.get_decoder()
         self._first, self._last, self._pack = first, last, pack
+        self._in_pieces = use_pieces(model)
         self._masks = Masks(model.config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         layers = model.config.get_text_config().num_hidden_layers
@@ -61,8 +64,11 @@ class StageRunner:
         self._body = None
 
     def _together(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
-        """One token per row, all rows at once, in the order in which the cache holds them."""
-        rows = torch.tensor(cache.gather(step.slots.tolist()))
+        """One token per row, all rows at once, in an order that has rows of similar length together."""
+        slots, starts = step.slots.tolist(), step.starts.tolist()
+        groups = _by_length(slots, starts) if self._in_pieces else [slots]
+        cache.gather(groups)
+        rows = torch.tensor(cache.rows(slots))
         order = rows.argsort()
         access = Together(step.starts[order])
         positions = self._send(access.positions)[:, None]
@@ -70,7 +76,12 @@ class StageRunner:
         mask = self._masks.build(Places(keys, positions, keys, keys), self.dtype)
         inputs = step.tokens[order] if hidden is None else hidden[order.to(hidden.device)][:, None]
         cache.begin(access)
-        return self._forward(cache, self._send(inputs), positions, mask)[:, -1][self._send(rows)]
+        options: dict[str, Any] = {}
+        if len(groups) > 1:
+            lengths = dict(zip(slots, (start + 1 for start in starts), strict=True))
+            options["pieces"] = Pieces.of_rows([[lengths[slot] for slot in of] for of in groups])
+        result = self._forward(cache, self._send(inputs), positions, mask, options)
+        return result[:, -1][self._send(rows)]
 
     def _packed(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
         results = []
@@ -89,15 +100,25 @@ class StageRunner:
             positions = self._send(_ranges(access.starts, access.counts))
             # Without a mask the model makes its own, from what the cache says of its length: with one
             # row that is right for every kind of layer, and lets attention take its fastest path.
-            mask = None if len(access.rows) == 1 else self._packed_mask(access, positions)
-            ends = torch.tensor(access.counts).cumsum(0) - 1 if self._last else None
+            mask: Mask | None = None
+            options: dict[str, Any] = {}
+            if len(access.rows) > 1:
+                mask = self._packed_mask(access, positions)
+                if self._in_pieces:
+                    options["pieces"] = Pieces.of_queries(access.counts, access.lengths)
+            ends = None
+            if self._last:
+                ends = self._send(torch.tensor(access.counts).cumsum(0) - 1)
+                if self._keeps_logits:
+                    options["logits_to_keep"] = ends
             cache.begin(access)
             inputs = self._send(inputs)[None]
-            results.append(self._forward(cache, inputs, positions[None], mask, ends)[0])
+            result = self._forward(cache, inputs, positions[None], mask, options)[0]
+            results.append(result if ends is None or self._keeps_logits else result[ends])
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _packed_mask(self, access: Packed, positions: torch.Tensor) -> Mask:
-        lengths = [start + count for start, count in zip(access.starts, access.counts, strict=True)]
+        lengths = access.lengths
         query_rows, key_rows = self._send(_numbers(access.counts)), self._send(_numbers(lengths))
         keys = self._send(_ranges([0] * len(lengths), lengths))
         places = Places(query_rows[None], positions[None], key_rows[None], keys[None])
@@ -109,22 +130,20 @@ class StageRunner:
         inputs: torch.Tensor,
         positions: torch.Tensor,
         mask: Mask | None,
-        keep: torch.Tensor | None = None,
+        options: dict[str, Any],
     ) -> torch.Tensor:
-        """Hidden states (b, q, d), or on the last stage logits (b, q, vocabulary), or those of the
-        positions ``keep`` alone. ``inputs`` are tokens (b, q) or hidden states (b, q, d)."""
-        keep = None if keep is None else self._send(keep)
-        extra = {"logits_to_keep": keep} if keep is not None and self._keeps_logits else {}
+        """Hidden states (b, q, d), or on the last stage logits (b, q, vocabulary). ``inputs`` are
+        tokens (b, q) or hidden states (b, q, d)."""
         output = self._body(
             **{"input_ids" if self._first else "inputs_embeds": inputs},
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **extra,
+            **options,
         )
         result: torch.Tensor = output.logits if self._last else output.last_hidden_state
-        return result if keep is None or self._keeps_logits else result[:, keep]
+        return result
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -141,6 +160,14 @@ def main_device(model: Any) -> torch.device:
             else torch.device(devices[0])
         )
     return torch.device("cpu") if spread else model.device
+
+
+def _by_length(slots: list[int], lengths: list[int]) -> list[list[int]]:
+    """Slots whose lengths need the same number of doublings of SHORT, the short ones first."""
+    groups: dict[int, list[int]] = {}
+    for slot, length in zip(slots, lengths, strict=True):
+        groups.setdefault((length // SHORT).bit_length(), []).append(slot)
+    return [groups[size] for size in sorted(groups)]
 
 
 def _parts(counts: list[int], most: int) -> Iterator[slice]:

@@ -6,7 +6,7 @@ library's own. What has to be changed is little, but all of it goes wrong in sil
 - ``layer_idx`` of every layer is its place in a cache. A stage's cache has only its own layers, so the
   numbers are made to begin at 0; with the original ones a plain cache makes room for layers that are never
   filled, and masks, whose sizes are asked of layer 0, leave out the past: decoding is wrong on all
-  families, prefill is not.
+  families, prefill is not. (A SlotCache has no such layers and raises IndexError.)
 - ``config.layer_types`` is read by place while the layers run. It is cut like the layers; otherwise a stage
   attends with the kinds of the first stage's layers (sliding or full), which short prompts don't show.
 - The final norm belongs to the last stage alone. It keeps shapes and magnitudes, so a stage that has it

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
+from launcher.job.spec import BatchSpec
 from launcher.plan.memory import Model, Share, most
 from launcher.plan.placement import Device
 from launcher.plan.plan import Batch
+
+SHORTEST = 2048  # tokens: what a batch is cut to at most when its longest row does not fit
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,17 @@ class Replica(ABC):
             1, batch.slots, lambda slots: self.fits(batch.model_copy(update={"slots": slots}))
         )
 
-    def fit(self, batch: Batch, asked: int | Literal["auto"]) -> Fitted:
-        """``batch`` with the number of slots that is ``asked`` for, or the largest one that fits."""
+    def fit(self, batch: Batch, asked: BatchSpec) -> Fitted:
+        """``batch`` with the slots that are ``asked`` for, or the most that fit.
+
+        Where not even one does because of the longest row, the length is halved until one does: a row that no
+        slot can hold is that row's error, not the end of the run.
+        """
         slots = self.most_slots(batch)
-        chosen = max(1, slots) if asked == "auto" else asked
-        fits = slots > 0 if asked == "auto" else slots == asked
+        while slots == 0 and asked.max_length == "auto" and batch.max_length > SHORTEST:
+            shorter = max(SHORTEST, batch.max_length // 2)
+            batch = batch.model_copy(update={"max_length": shorter})
+            slots = self.most_slots(batch)
+        chosen = max(1, slots) if asked.slots == "auto" else asked.slots
+        fits = slots > 0 if asked.slots == "auto" else slots == asked.slots
         return Fitted(batch.model_copy(update={"slots": chosen}), slots, fits)

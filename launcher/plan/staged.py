@@ -113,7 +113,7 @@ class Drafting:
 
     def _fit(self, counts: Sequence[int], batch: Batch) -> Draft:
         replica = self._replica(counts)
-        fitted = replica.fit(batch, self.subject.spec.batch.slots)
+        fitted = replica.fit(batch, self.subject.spec.batch)
         return Draft(replica, fitted, simulate(self._pipe(counts, fitted.batch)))
 
     def _replica(self, counts: Sequence[int]) -> StagedReplica:

@@ -15,6 +15,8 @@ from launcher.plan.memory import Model
 from launcher.plan.plan import Batch
 from launcher.records import Demand
 
+FEW_SLOTS = 4  # with fewer sequences at a time most of a device's arithmetic is idle
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -44,13 +46,28 @@ class Subject:
             self.spec, self.checkpoint.dims, self.demand, self.machines.device, groups
         )
 
-    def notes(self) -> list[str | None]:
-        """What was assumed."""
+    def notes(self, batch: Batch) -> list[str | None]:
+        """What was assumed, and what the batch that was found means for the rows."""
         return [
+            self._length_note(batch),
             self.checkpoint.note,
             *self.machines.notes,
             *batch_notes(self.spec, self.checkpoint.dims),
         ]
+
+    def _length_note(self, batch: Batch) -> str | None:
+        longest, open_ = self.largest_batch().max_length, self.spec.batch
+        if batch.max_length < longest:
+            return (
+                f"the longest rows ({longest} tokens at most) fit in no slot: rows over {batch.max_length} "
+                "tokens will fail as too_long"
+            )
+        if batch.slots < FEW_SLOTS <= self.demand.rows and open_.slots == open_.max_length == "auto":
+            return (
+                f"only {batch.slots} slots, since each must hold the longest row ({longest} tokens at most): "
+                "batch.max_length lets longer rows fail instead"
+            )
+        return None
 
     def facts(self) -> dict[str, Any]:
         """The fields of a Plan that no strategy decides."""

@@ -35,11 +35,10 @@ def write_report(run: Run) -> None:
     that of a complete run. Raises LauncherError and OSError.
     """
     under_way = not facts.is_complete(run)
-    _write(run, under_way)
+    _write(run, trace_anew=not run.manifest.exists())
     if under_way and facts.is_complete(run):
-        _write(
-            run, True
-        )  # completed meanwhile: what was just written may have replaced the final files
+        # Completed meanwhile: what was just written may have taken the place of the final files.
+        _write(run, trace_anew=True)
 
 
 def render(run: Run) -> str:

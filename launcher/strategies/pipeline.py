@@ -51,7 +51,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     homes = _homes(spec, machines)
     draft, drafting = _best(subject, homes, options)
     batch = draft.fitted.batch
-    notes = subject.notes()
+    notes = subject.notes(batch)
     if machines.device == "cpu":
         notes.append(machines.host_note)
     if draft.fitted.fits:

@@ -75,10 +75,10 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     subject = Subject(checkpoint, machines, spec, demand)
     homes = _homes(spec, machines)
     replica = _replica(subject, options)
-    fitted = replica.fit(subject.largest_batch(), spec.batch.slots)
+    fitted = replica.fit(subject.largest_batch(), spec.batch)
     batch = fitted.batch
     shares = [s for s in replica.shares(batch).values() if s.weights]
-    notes = subject.notes()
+    notes = subject.notes(batch)
     if any(share.device == "cpu" for share in shares):
         notes.append(machines.host_note)
     if fitted.fits:

@@ -166,6 +166,13 @@ def test_an_older_report_never_takes_the_place_of_the_final_one(
     assert "This run is not complete" not in run.report.read_text()
 
 
+def test_the_trace_of_a_run_under_way_is_not_kept(tmp_path: Path) -> None:
+    run = Pipeline(steps=4).write(tmp_path)
+    run.trace.write_text("{}")  # of an earlier look, before the run was resumed and completed
+    write_report(run)
+    assert json.loads(run.trace.read_text())["traceEvents"]
+
+
 def test_a_complete_run_gets_back_what_it_lost(tmp_path: Path) -> None:
     run = Pipeline(steps=4).write(tmp_path)
     before = json.loads(run.summary.read_text())

@@ -333,3 +333,13 @@ def test_every_family_plans_over_every_rule() -> None:
             numbers = [d.layers for d in made.devices if d.layers]
             assert numbers[0][0] == 0
             assert numbers[-1][1] == checkpoint.dims.layers - 1
+
+
+def test_one_row_that_fits_in_no_slot_is_that_rows_error_not_the_runs_end() -> None:
+    one_long = Demand(rows=1000, longest_prompt_bytes=500_000, max_new_tokens=256)
+    found = plan(
+        machines(1, gpu="RTX-4090"), spec(), "meta-llama/Llama-3.1-8B-Instruct", demand=one_long
+    )
+    assert found.fits
+    assert 2048 <= found.batch.max_length < 131072
+    assert any("too_long" in reason for reason in found.reasons)
