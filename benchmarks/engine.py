@@ -40,7 +40,7 @@ class TokenText(Text):
     """Prompts that are tokens already, and generations that stay tokens."""
 
     def __init__(self, context: int) -> None:
-        super().__init__(None, eos=frozenset(), context=context)
+        self.eos, self.context = frozenset(), context
 
     def encode(self, request: Request) -> list[int]:
         assert request.prompt is not None

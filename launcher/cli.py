@@ -216,6 +216,8 @@ def schema(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point: errors become text on stderr (JSON on stdout with --json) and the exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # as ^C: clean up, drain
     try:
         app()
     except LauncherError as error:
@@ -224,17 +226,23 @@ def main() -> None:
         else:
             print(f"launcher: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk, a path or a permission that no command foresaw
+        print(f"launcher: {error}\n  likely cause: the system refused it", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _foreground(run: Run, as_json: bool) -> None:
     """Run the agent here with progress; ^C asks for a drain, a second ^C ends it at once."""
-    from launcher import ledger, state
+    from launcher import ledger, state, submit
     from launcher.report.progress import Progress
-    from launcher.schedulers import local
 
-    job, finished = local.start(run), ledger.Finished(run)
+    job, finished = submit.start_here(run), ledger.Finished(run)
     interrupted = False
     with Progress(lambda: state.look(run, finished).as_dict(), sys.stderr, as_json) as progress:
         while job.running():
@@ -244,7 +252,9 @@ def _foreground(run: Run, as_json: bool) -> None:
             except KeyboardInterrupt:
                 job.kill() if interrupted else job.stop()
                 interrupted = True
-                progress.note("stopping after the current step; ^C again stops at once")
+                progress.note(
+                    f"stopping after the current step; ^C again stops at once\nlauncher resume {run.path} goes on"
+                )
     if interrupted:
         raise KeyboardInterrupt
     job.result()

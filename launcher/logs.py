@@ -16,7 +16,9 @@ def get_logger() -> logging.Logger:
 def to(who: str, path: Path | None = None) -> None:
     """Write log lines to ``path`` (None: stderr), each with the time (UTC) and ``who``."""
     handler = logging.StreamHandler(sys.stderr) if path is None else logging.FileHandler(path)
-    formatter = logging.Formatter(f"%(asctime)s {who} %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = logging.Formatter(
+        f"%(asctime)s {who} %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"
+    )
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = get_logger()

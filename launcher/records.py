@@ -80,7 +80,9 @@ class RankStatus:
     replica: int
     host: str
     pid: int
-    phase: str = "starting"  # starting | joining | loading | running | serving | draining | finished
+    phase: str = (
+        "starting"  # starting | joining | loading | running | serving | draining | finished
+    )
     phase_since: float = 0.0
     updated: float = 0.0
     steps: int = 0

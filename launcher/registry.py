@@ -59,7 +59,7 @@ def find(reference: str | None) -> Run:
 def next_run_dir(parent: Path, name: str) -> Path:
     """``parent/name-0001``, or the number after the highest that is taken."""
     taken = [path.name.rpartition("-")[2] for path in parent.glob(f"{name}-[0-9]*")]
-    return parent / f"{name}-{max([0, *(int(n) for n in taken if n.isdigit())]) + 1:04d}"
+    return parent / f"{name}-{max([0, *(int(n) for n in taken if n.isdecimal())]) + 1:04d}"
 
 
 def _path_in(entry: Path) -> str | None:

@@ -38,10 +38,13 @@ class Run:
             run.path.parent.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700)
         except FileExistsError:
+            whole = run.job.is_file()
+            resume = f"launcher resume {run.path}, or name another --run-dir"
             raise Busy(
                 "the run directory exists already",
                 where=str(run.path),
-                fix=f"launcher resume {run.path}, or name another --run-dir",
+                cause=None if whole else "somebody is making it, or was killed while making it",
+                fix=resume if whole else "remove it if nobody is at it, or name another --run-dir",
             ) from None
         except OSError as error:
             raise UsageError(
@@ -89,6 +92,10 @@ class Run:
     def jobs(self) -> Path:
         """What the scheduler was given: {"scheduler", "jobs": [...], "host", ...}; rewritten by resume."""
         return self.path / "jobs.json"
+
+    def start(self, number: int) -> Path:
+        """Exclusive creation of it lets one process alone start the run for the ``number``-th time."""
+        return self.attempts / f"start-{number:04d}.json"
 
     @property
     def submitit(self) -> Path:
@@ -164,7 +171,9 @@ class Run:
 
     def list_attempts(self, world: int | None = None) -> list[Attempt]:
         """Attempts in order of world and number."""
-        found = [Attempt.parse(entry.name) for entry in self.attempts.iterdir() if entry.is_dir()]
+        found = [
+            Attempt.parse(entry.name) for entry in self.attempts.glob("w*-a*") if entry.is_dir()
+        ]
         return sorted(
             (a for a in found if world is None or a.world == world),
             key=lambda a: (a.world, a.number),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,9 @@ from launcher import ledger
 from launcher.errors import LauncherError
 from launcher.records import Attempt
 from launcher.run import Run, read_json
+from launcher.schedulers import local, slurm
 
+SUBMITTING_S = 120.0  # that long somebody may be inside sbatch
 FRESH_S = 30.0  # a rank writes its status twice a second; a shared filesystem may show it late
 
 
@@ -95,7 +96,14 @@ def scheduler_of(run: Run) -> Any:
         raise LauncherError(
             "the run was never started", where=str(run.path), fix=f"launcher resume {run.path}"
         )
-    return importlib.import_module(f"launcher.schedulers.{given['scheduler']}")
+    return _scheduler(given["scheduler"])
+
+
+def _scheduler(name: str) -> Any:
+    modules = {"local": local, "slurm": slurm}
+    if name not in modules:
+        raise LauncherError(f"the run names a scheduler {name!r}, which there is not")
+    return modules[name]
 
 
 def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def _ranks(run: Run, attempt: str) -> list[dict[str, Any]]:
 def _job_states(given: dict[str, Any]) -> dict[str, str]:
     if not given.get("jobs"):
         return {}
-    module = importlib.import_module(f"launcher.schedulers.{given['scheduler']}")
+    module = _scheduler(given["scheduler"])
     return dict(module.states(given["jobs"]))
 
 
@@ -143,6 +151,8 @@ def _word(
     ended: list[Any],
     ranks: list[dict[str, Any]],
 ) -> str:
+    if given.get("submitting") and time.time() - given["started"] < SUBMITTING_S:
+        return "queued"
     states = set(jobs.values())
     if "running" in states:
         return "running"

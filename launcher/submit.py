@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +21,12 @@ from launcher.plan.choose import best
 from launcher.plan.machines import Machines, resolve_machines
 from launcher.plan.plan import Plan
 from launcher.records import Demand
-from launcher.run import Run, check_path, publish, read_json, request_drain
-from launcher.schedulers import slurm
+from launcher.run import Run, check_path, create_exclusive, publish, read_json, request_drain
+from launcher.schedulers import local, slurm
 
 SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
 CANCEL_POLL_S = 0.2
+LEAST_S = 60  # of a job before it is told to stop
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -76,6 +79,14 @@ def _supported(loaded: LoadedSpec) -> None:
             where=loaded.where("model.attention"),
             fix="attention: sdpa",
         )
+    minutes = spec.slurm.time_minutes
+    if minutes is not None and minutes * 60 < spec.slurm.signal_delay + LEAST_S:
+        raise UsageError(
+            f"a job of {minutes} min is told to stop {spec.slurm.signal_delay:.0f} s before its end, before it "
+            "has loaded anything",
+            where=loaded.where("slurm.time"),
+            fix="a longer slurm.time, or a shorter slurm.signal_delay",
+        )
     template = spec.input.template
     if template not in ("auto", "none") and not Path(template).is_file():
         raise UsageError(
@@ -112,7 +123,25 @@ def create_run(planned: Planned, run_dir: Path | None) -> Run:
 
 def start_on_slurm(run: Run) -> list[str]:
     """Queue the run's worlds; the job ids. Raises SlurmRefused."""
+    _take_start(run)
     return slurm.submit(run, load_resolved(run.job), _plan_of(run))
+
+
+def start_here(run: Run) -> local.LocalJob:
+    """Start the run's agent as a child of this process. Raises Busy if somebody else is starting the run."""
+    _take_start(run)
+    return local.start(run)
+
+
+def _take_start(run: Run) -> None:
+    number = len(list(run.attempts.glob("start-*.json"))) + 1
+    who = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()})
+    if not create_exclusive(run.start(number), who + "\n"):
+        raise Busy(
+            "somebody else is starting the run",
+            where=str(run.path),
+            fix=f"launcher status {run.path}",
+        )
 
 
 def ready_to_resume(run: Run) -> str | None:
@@ -141,11 +170,11 @@ def cancel(run: Run) -> list[str]:
     waiting = [job for job, word in found.jobs.items() if word == "pending"]
     if waiting:
         scheduler.stop(waiting)
-    for attempt in run.list_attempts():
-        if not run.attempt_file(attempt, "ended").exists():
-            request_drain(run, attempt, "launcher cancel")
     deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
     while time.monotonic() < deadline:
+        for attempt in run.list_attempts():  # every time: one may open only now
+            if not run.attempt_file(attempt, "ended").exists():
+                request_drain(run, attempt, "launcher cancel")
         found = state.look(run)
         if not state.alive(found):
             return jobs
@@ -251,7 +280,7 @@ def _fill(run: Run, planned: Planned) -> None:
         (run.job, dump_spec(planned.spec)),  # last: it is what makes the directory a run
     ):
         with publish(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _does_not_fit(plan: Plan) -> DoesNotFit:

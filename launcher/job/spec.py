@@ -89,7 +89,7 @@ class GenerationSpec(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=2**31 - 1)
     seed: int = Field(0, ge=0, lt=2**63)
-    stop: list[str] = Field(default_factory=list, max_length=64)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=64)
 
 
 class OutputSpec(Section):
@@ -114,6 +114,7 @@ class LimitsSpec(Section):
     """Deadlines, after which a rank is taken to be lost."""
 
     join: Seconds = 300.0
+    load: Seconds = 3600.0
     step: Seconds = 60.0
     stall: Seconds = 120.0
     drain: Seconds = 60.0

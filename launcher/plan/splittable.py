@@ -13,7 +13,7 @@ from launcher.plan.outline import layer_prefix
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)\.")
-STATES = re.compile(r"\.(A_log|conv1d\.weight|time_decay|dt_proj\.weight)$")
+STATES = re.compile(r"\.(A_log|conv1d\.weight|time_decay)$")
 
 
 def can_split(config: Config, names: Iterable[str] = ()) -> str | None:

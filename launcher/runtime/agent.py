@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from launcher import environ, ledger, logs
-from launcher.errors import LauncherError, SlurmRefused
+from launcher.errors import LauncherError, RunFailed, SlurmRefused
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
@@ -92,13 +92,13 @@ def _attempt(
         conclude(run, attempt, node.index, outcome)
         if node.index > 0:
             return outcome.kind  # node 0 speaks for the world
-        outcome = watchdog.gather(outcome)
+        outcome = _final(spec, node, watchdog.gather(outcome), stop)
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
     finished = coordinator.finish(run)
     if not finished:
         raise_outcome(outcome)
-        _requeue(spec, node, outcome, stop)
+        _requeue(node, outcome, stop)
     return outcome.kind
 
 
@@ -146,16 +146,30 @@ def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:
     return environ.for_launch(meeting.attempt.name, interface, alone)
 
 
-def _requeue(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> None:
-    """Back into the queue when the time limit drained this job and rows are left; not after a cancel."""
-    near_limit = stop.signal == signal.SIGUSR2 and outcome.kind == "drained"
-    if node.job_id is None or not near_limit:
-        return
-    if node.restarts >= spec.slurm.max_restarts:
-        logs.get_logger().warning("not requeued: slurm.max_restarts (%d) reached", node.restarts)
+def _near_limit(node: Node, outcome: Outcome, stop: StopRequest) -> bool:
+    """Whether the time limit drained this Slurm job; a cancel has no signal."""
+    told = stop.signal == signal.SIGUSR2 and outcome.kind == "drained"
+    return told and node.job_id is not None
+
+
+def _final(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> Outcome:
+    """The outcome, with a reason where a drained job does not go back into the queue."""
+    if not _near_limit(node, outcome, stop) or node.restarts < spec.slurm.max_restarts:
+        return outcome
+    error = RunFailed(
+        f"the time limit came {node.restarts + 1} times, and slurm.max_restarts is {spec.slurm.max_restarts}",
+        where=f"Slurm job {node.job_id}",
+        fix="launcher resume goes on; a longer slurm.time needs fewer restarts",
+    )
+    return Outcome("drained", error.as_dict())
+
+
+def _requeue(node: Node, outcome: Outcome, stop: StopRequest) -> None:
+    """Back into the queue when the time limit drained this job and rows are left."""
+    if not _near_limit(node, outcome, stop):
         return
     logs.get_logger().info("requeue of job %s", node.job_id)
-    argv = ["scontrol", "requeue", node.job_id]
+    argv = ["scontrol", "requeue", str(node.job_id)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise SlurmRefused(
@@ -173,9 +187,9 @@ def main(path: str) -> int:
     except LauncherError as error:
         result, code = error.as_dict(), error.exit_code
     except Exception as error:  # noqa: BLE001 - the last frame: whoever reads stdout is told, too
-        logs.get_logger().exception("the agent failed")
-        traceback.print_exc()
         result, code = LauncherError(f"the agent failed: {error!r}").as_dict(), 1
+        with contextlib.suppress(OSError):  # a full disk may be what failed it
+            traceback.print_exc()
     sys.stdout.write(json.dumps(result) + "\n")
     return code
 

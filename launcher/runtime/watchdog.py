@@ -24,6 +24,7 @@ from launcher.runtime import failure, process
 
 POLL_S = 0.1
 BEAT_S = 1.0
+AWAKE_S = 2.0  # a round of the watch that takes longer was not this process's own doing
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Freshness:
             return 0.0
         return time.monotonic() - before[1]
 
+    def forgive(self, seconds: float) -> None:
+        """Leave a time out in which this process itself stood still."""
+        if seconds:
+            self.seen = {key: (value, at + seconds) for key, (value, at) in self.seen.items()}
+
 
 @dataclass
 class Watchdog:
@@ -71,7 +77,11 @@ class Watchdog:
     def watch(self) -> Outcome:
         """Block until the ranks have ended, by themselves or by this watchdog. Nothing of them is left then."""
         try:
+            seen = time.monotonic()
             while (code := self.child.poll()) is None:
+                # A node that was suspended wakes up with old files: that is nobody's silence.
+                self.fresh.forgive(max(0.0, time.monotonic() - seen - AWAKE_S))
+                seen = time.monotonic()
                 self._beat()
                 if early := self._drain() or self._peers() or self._deadlines():
                     return early
@@ -140,6 +150,12 @@ class Watchdog:
                     f"rank {rank} has shown no sign of life for limits.stall ({limits.stall:.0f} s)"
                 )
                 return self._failed(what, status["host"], rank)
+            loading = self.fresh.age(("phase", rank), phase)
+            if phase == "loading" and loading > limits.load:
+                what = (
+                    f"rank {rank} has been loading for more than limits.load ({limits.load:.0f} s)"
+                )
+                return self._failed(what, status["host"], rank)
             idle = self.fresh.age(("step", rank), (phase, status["steps"], status["rows_done"]))
             if phase == "running" and idle > limits.step * self._patience(rank):
                 what = f"rank {rank} has been in one step for more than limits.step ({limits.step:.0f} s)"
@@ -174,7 +190,7 @@ class Watchdog:
         if code == 0 and all(phase == "finished" for phase in phases.values()):
             return Outcome("drained" if self.draining() else "done")
         error = failure.of_ranks(self.run, self.attempt, self.node, code, phases)
-        asked = self.draining() and not self.run.rank_errors(self.attempt)
+        asked = (self.draining() or self.stop_reason()) and not self.run.rank_errors(self.attempt)
         return Outcome("drained") if asked else Outcome("failed", error.as_dict())
 
     def gather(self, own: Outcome) -> Outcome:

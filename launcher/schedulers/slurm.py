@@ -79,7 +79,7 @@ def submit(run: Run, spec: JobSpec, plan: Plan) -> list[str]:
 
     from launcher.runtime.agent import run_agent
 
-    _note(run, [])  # `resume` goes to Slurm again, also after sbatch said no
+    _note(run, [], submitting=True)  # `resume` goes to Slurm again, also after sbatch said no
     executor = _executor(run.path, spec, plan)
     worlds = spec.slurm.array
     try:
@@ -88,6 +88,7 @@ def submit(run: Run, spec: JobSpec, plan: Plan) -> list[str]:
         else:
             jobs = [executor.submit(run_agent, str(run.path))]
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        _note(run, [])
         raise SlurmRefused(
             f"sbatch refused the job: {_said(error)}",
             where=str(run.submitit),
@@ -116,8 +117,11 @@ def stop(jobs: list[str]) -> None:
         raise SlurmRefused(why, where=f"jobs {', '.join(jobs)}", fix="scancel them by hand")
 
 
-def _note(run: Run, jobs: list[str]) -> None:
-    write_json(run.jobs, {"scheduler": "slurm", "jobs": jobs, "started": time.time()})
+def _note(run: Run, jobs: list[str], *, submitting: bool = False) -> None:
+    now = time.time()
+    write_json(
+        run.jobs, {"scheduler": "slurm", "jobs": jobs, "started": now, "submitting": submitting}
+    )
 
 
 def _state(word: str | None) -> str:

@@ -1,0 +1,108 @@
+"""What an agent makes of its ranks' status files: who is stuck, and who only waits for another one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.job.spec import JobSpec
+from launcher.plan.plan import Batch, Placement, Plan
+from launcher.records import Attempt, RankStatus
+from launcher.run import Run, write_json
+from launcher.runtime.watchdog import Outcome, Watchdog
+
+ATTEMPT = Attempt(0, 1)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """Something that runs until it is ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def watchdog(folder: Path, child: subprocess.Popen[bytes], stages: int, step: str) -> Watchdog:
+    spec: dict[str, Any] = {
+        "name": "test",
+        "model": {"path": "org/model"},
+        "input": {"path": "prompts.jsonl"},
+        "limits": {"step": step},
+    }
+    plan = Plan(
+        fits=True,
+        reasons=[],
+        strategy="pipeline",
+        device="cpu",
+        dtype="float32",
+        parameters=1,
+        weights_bytes=4,
+        kv_bytes_per_token=1,
+        world_size=stages,
+        ranks_per_node=stages,
+        nodes=1,
+        devices=[],
+        placements=[Placement(rank=r, replica=0, node=0, stage=r) for r in range(stages)],
+        batch=Batch(groups=1, slots=1, max_length=8, prefill_chunk=8),
+    )
+    run = Run.create(folder / "run")
+    run.attempt_dir(ATTEMPT).mkdir(parents=True)
+    return Watchdog(run, JobSpec.model_validate(spec), plan, 0, ATTEMPT, child, lambda: None)
+
+
+def look(watching: Watchdog, phases: list[str], at_s: float, steps: int = 3) -> Outcome | None:
+    """What the watchdog says ``at_s`` seconds after the ranks' steps were first seen."""
+    for rank, phase in enumerate(phases):
+        status = RankStatus(
+            ATTEMPT.name, rank, 0, "here", 1, phase, updated=time.monotonic(), steps=steps
+        )
+        write_json(watching.run.status(ATTEMPT, rank), asdict(status))
+    for key, (value, seen) in list(watching.fresh.seen.items()):
+        watching.fresh.seen[key] = value, seen - at_s
+    return watching._deadlines()
+
+
+def test_a_stage_that_waits_is_not_stuck(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    watching = watchdog(tmp_path, child, 3, "60s")
+    phases = ["running", "serving", "serving"]
+    assert look(watching, phases, 0) is None
+    assert look(watching, phases, 100) is None, "the first stage has the others' time as well"
+
+
+def test_the_stage_in_a_step_is_blamed_before_the_first_one(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 3, "60s")
+    phases = ["running", "serving", "running"]
+    assert look(watching, phases, 0) is None
+    outcome = look(watching, phases, 61)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["what"] == "rank 2 has been in one step for more than limits.step (60 s)"
+    assert outcome.error["where"] == "rank 2 on here"
+
+
+@pytest.mark.parametrize(("stages", "seconds"), [(1, 61), (2, 121)])
+def test_a_first_stage_that_is_stuck_is_blamed(
+    stages: int, seconds: int, tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, stages, "60s")
+    phases = ["running", "serving"][:stages]
+    assert look(watching, phases, 0) is None
+    outcome = look(watching, phases, seconds)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["where"] == "rank 0 on here"
+
+
+def test_a_rank_that_moves_on_is_let_be(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    watching = watchdog(tmp_path, child, 2, "60s")
+    for steps in range(5):
+        assert look(watching, ["running", "running"], 59, steps) is None
