@@ -145,7 +145,7 @@ class NumberText(Text):
     """Prompts that are tokens already, and generations that stay tokens."""
 
     def __init__(self) -> None:
-        super().__init__(None, eos=frozenset(), context=512)
+        self.eos, self.context = frozenset(), 512
 
     def encode(self, request: Request) -> list[int]:
         assert request.prompt is not None

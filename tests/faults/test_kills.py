@@ -91,7 +91,7 @@ def test_cancel_from_another_process(tmp_path: Path) -> None:
 
 
 def test_a_stopped_rank_is_noticed_and_named(tmp_path: Path) -> None:
-    spec = write_job(tmp_path, ROWS, parallel=REPLICAS, limits={"stall": "3s"})
+    spec = write_job(tmp_path, 4000, parallel=REPLICAS, limits={"stall": "3s"})
     running = start(spec, tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / "journals").is_dir() and journaled(tmp_path / "run") > 20)
     os.kill(pids(tmp_path / "run")["rank 1"], signal.SIGSTOP)

@@ -22,7 +22,7 @@ class Words(Text):
     """Prompts and texts that are numbers."""
 
     def __init__(self, context: int = 64) -> None:
-        super().__init__(None, eos=frozenset([EOS]), context=context)
+        self.eos, self.context = frozenset([EOS]), context
 
     def encode(self, request: Request) -> list[int]:
         assert request.prompt is not None
