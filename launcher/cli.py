@@ -1,4 +1,4 @@
-"""The command line: one short function per command. The only module that prints or exits."""
+"""The command line: one short function per command. Only this module and console.py print, only this one exits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from launcher.console import out, say
 from launcher.errors import LauncherError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(
     """Run a job here; ends when the run is done."""
     from launcher import submit
 
-    planned = submit.plan_job(spec, overrides or [], here=True, say=_say(as_json))
+    planned = submit.plan_job(spec, overrides or [], here=True, say=say(as_json))
     _foreground(submit.create_run(planned, run_dir), as_json)
 
 
@@ -67,17 +67,17 @@ def submit_job(
     as_json: Json = False,
 ) -> None:
     """Send a job to Slurm; prints the run and the job id."""
-    from launcher import submit
+    from launcher import control, submit
 
     planned = submit.plan_job(
-        spec, overrides or [], here=False, say=_say(as_json), fetch=not dry_run
+        spec, overrides or [], here=False, say=say(as_json), fetch=not dry_run
     )
     if dry_run:
         _show_plan(submit.with_script(planned, run_dir), as_json)
         return
     created = submit.create_run(planned, run_dir)
-    jobs = submit.start_on_slurm(created)
-    _out(
+    jobs = control.start_on_slurm(created)
+    out(
         {"run": str(created.path), "jobs": jobs},
         as_json,
         f"run {created.path}\njob {' '.join(jobs)}",
@@ -91,7 +91,7 @@ def plan(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None
     """Say whether a job fits and what sits where, and show the sbatch script; starts nothing."""
     from launcher import submit
 
-    planned = submit.plan_job(spec, overrides or [], here=False, say=_say(as_json), fetch=False)
+    planned = submit.plan_job(spec, overrides or [], here=False, say=say(as_json), fetch=False)
     _show_plan(submit.with_script(planned, None), as_json)
 
 
@@ -102,7 +102,7 @@ def list_runs(as_json: Json = False) -> None:
     from launcher.report.table import runs_table
 
     rows = [state.look_or_broken(found).as_dict() for found in registry.list_runs()]
-    _out(rows, as_json, runs_table(rows) if rows else "no runs yet: launcher run configs/demo.yaml")
+    out(rows, as_json, runs_table(rows) if rows else "no runs yet: launcher run configs/demo.yaml")
 
 
 @app.command(epilog="Example: launcher status demo-0001")
@@ -112,7 +112,7 @@ def status(run: RunRef = None, as_json: Json = False) -> None:
     from launcher.report.table import status_table
 
     found = state.look(registry.find(run)).as_dict()
-    _out(found, as_json, status_table(found))
+    out(found, as_json, status_table(found))
 
 
 @app.command(epilog="Example: launcher logs -f --rank 0")
@@ -136,7 +136,7 @@ def logs(
 
     lines = run_logs.follow(found, rank, over) if follow else run_logs.read(found, rank)
     if as_json:
-        _out([{"who": who, "line": line} for who, line in lines], True)
+        out([{"who": who, "line": line} for who, line in lines], True)
         return
     for who, line in lines:
         print(f"{who} | {line}", flush=True)
@@ -145,11 +145,11 @@ def logs(
 @app.command(epilog="Example: launcher cancel demo-0001")
 def cancel(run: RunRef = None, as_json: Json = False) -> None:
     """Stop a run: finished rows are kept, rows in flight are given up, `resume` goes on."""
-    from launcher import registry, submit
+    from launcher import control, registry
 
     found = registry.find(run)
-    jobs = submit.cancel(found)
-    _out(
+    jobs = control.cancel(found)
+    out(
         {"run": str(found.path), "stopped": jobs},
         as_json,
         f"stopped {found.name}: {len(jobs)} jobs",
@@ -159,17 +159,17 @@ def cancel(run: RunRef = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: launcher resume demo-0001")
 def resume(run: RunRef = None, as_json: Json = False) -> None:
     """Go on with a run that was stopped or failed, where it was started: here or on Slurm."""
-    from launcher import registry, submit
+    from launcher import control, registry
 
     found = registry.find(run)
-    scheduler = submit.ready_to_resume(found)
+    scheduler = control.ready_to_resume(found)
     if scheduler is None:
         _finished(found, as_json)
     elif scheduler == "local":
         _foreground(found, as_json)
     else:
-        jobs = submit.start_on_slurm(found)
-        _out(
+        jobs = control.start_on_slurm(found)
+        out(
             {"run": str(found.path), "jobs": jobs},
             as_json,
             f"run {found.path}\njob {' '.join(jobs)}",
@@ -187,7 +187,7 @@ def verify(run: RunRef = None, as_json: Json = False) -> None:
         "\n".join(problems)
         or f"{found.name}: every row is there once, in order; the hashes are right"
     )
-    _out({"run": str(found.path), "ok": not problems, "problems": problems}, as_json, text)
+    out({"run": str(found.path), "ok": not problems, "problems": problems}, as_json, text)
     if problems:
         raise typer.Exit(1)
 
@@ -203,7 +203,7 @@ def report(run: RunRef = None, as_json: Json = False) -> None:
     complete = found.manifest.exists()
     so_far = "" if complete else "\nthe run is not complete: this is its report so far"
     value = {"run": str(found.path), "report": str(found.report), "complete": complete}
-    _out(value, as_json, f"{found.report}{so_far}")
+    out(value, as_json, f"{found.report}{so_far}")
 
 
 @app.command(epilog="Example: launcher schema > job.schema.json")
@@ -211,7 +211,7 @@ def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of the job spec, for editors."""
     from launcher.job.load import json_schema
 
-    _out(json_schema(), True)
+    out(json_schema(), True)
 
 
 def main() -> None:
@@ -239,10 +239,10 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _foreground(run: Run, as_json: bool) -> None:
     """Run the agent here with progress; ^C asks for a drain, a second ^C ends it at once."""
-    from launcher import ledger, state, submit
+    from launcher import control, ledger, state
     from launcher.report.progress import Progress
 
-    job, finished = submit.start_here(run), ledger.Finished(run)
+    job, finished = control.start_here(run), ledger.Finished(run)
     interrupted = False
     with Progress(lambda: state.look(run, finished).as_dict(), sys.stderr, as_json) as progress:
         while job.running():
@@ -274,8 +274,8 @@ def _finished(run: Run, as_json: bool) -> None:
             where=str(run.path),
             fix=f"launcher resume {run.path}",
         )
-    _out({"run": str(run.path), **summary}, as_json, summary_table(summary))
-    _out(None, as_json, f"\n{run.outputs}")
+    out({"run": str(run.path), **summary}, as_json, summary_table(summary))
+    out(None, as_json, f"\n{run.outputs}")
     if summary["rows"]["failed"]:
         raise typer.Exit(1)
 
@@ -284,26 +284,8 @@ def _show_plan(planned: Any, as_json: bool) -> None:
     from launcher.report.table import plan_table
 
     found = planned.plan
-    _out(found.model_dump(mode="json"), as_json, plan_table(found))
+    out(found.model_dump(mode="json"), as_json, plan_table(found))
     if found.script:
-        _out(None, as_json, f"\n{found.script}")
+        out(None, as_json, f"\n{found.script}")
     if not found.fits:
         raise typer.Exit(3)
-
-
-def _say(as_json: bool) -> Callable[[str], None]:
-    """Where progress before a run goes: stderr, so that stdout stays clean."""
-    return lambda text: None if as_json else print(text, file=sys.stderr, flush=True)
-
-
-def _out(value: Any, as_json: bool, shown: Any = None) -> None:
-    """The one place that writes results: ``value`` as JSON, or ``shown`` (text or a rich renderable)."""
-    if as_json:
-        if value is not None:
-            print(json.dumps(value, indent=1))
-    elif isinstance(shown, str):
-        print(shown)
-    elif shown is not None:
-        from rich.console import Console
-
-        Console().print(shown)

@@ -1,31 +1,27 @@
-"""The program's table of contents: load the spec, plan, create the run, hand it to a scheduler."""
+"""The program's table of contents: load the spec, plan, create the run. control.py hands it to a scheduler."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import ledger, registry, state, strategies
-from launcher.errors import Busy, DoesNotFit, PreflightError, SpecError, UsageError
+from launcher import registry, strategies
+from launcher.errors import DoesNotFit, PreflightError, SpecError, UsageError
 from launcher.hub import resolve as hub
 from launcher.input import prompts
-from launcher.job.load import LoadedSpec, dump_spec, load_resolved, load_spec
+from launcher.job.load import LoadedSpec, dump_spec, load_spec
 from launcher.job.spec import JobSpec
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.choose import best
 from launcher.plan.machines import Machines, resolve_machines
 from launcher.plan.plan import Plan
 from launcher.records import Demand
-from launcher.run import Run, check_path, create_exclusive, publish, read_json, request_drain
-from launcher.schedulers import local, slurm
+from launcher.run import Run, check_path, publish
+from launcher.schedulers import slurm
 
 SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
-CANCEL_POLL_S = 0.2
 LEAST_S = 60  # of a job before it is told to stop
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -121,78 +117,6 @@ def create_run(planned: Planned, run_dir: Path | None) -> Run:
     return run
 
 
-def start_on_slurm(run: Run) -> list[str]:
-    """Queue the run's worlds; the job ids. Raises SlurmRefused."""
-    _take_start(run)
-    return slurm.submit(run, load_resolved(run.job), _plan_of(run))
-
-
-def start_here(run: Run) -> local.LocalJob:
-    """Start the run's agent as a child of this process. Raises Busy if somebody else is starting the run."""
-    _take_start(run)
-    return local.start(run)
-
-
-def _take_start(run: Run) -> None:
-    number = len(list(run.attempts.glob("start-*.json"))) + 1
-    who = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()})
-    if not create_exclusive(run.start(number), who + "\n"):
-        raise Busy(
-            "somebody else is starting the run",
-            where=str(run.path),
-            fix=f"launcher status {run.path}",
-        )
-
-
-def ready_to_resume(run: Run) -> str | None:
-    """The scheduler to resume with; None if the run is complete. Raises Busy if somebody is at it."""
-    if run.manifest.exists():
-        return None
-    found = state.look(run)
-    if state.alive(found):
-        raise Busy(
-            f"the run is {found.state}",
-            where=str(run.path),
-            cause=f"jobs {', '.join(found.jobs)}",
-            fix=f"launcher status {run.name}, or launcher cancel {run.name} first",
-        )
-    _end_attempts(run)
-    return found.scheduler or "local"
-
-
-def cancel(run: Run) -> list[str]:
-    """Drain the run's live attempts, then take its jobs away; the jobs that were stopped."""
-    found = state.look(run)
-    jobs = [job for job, word in found.jobs.items() if word in ("running", "pending", "unknown")]
-    if not jobs:
-        return []
-    scheduler = state.scheduler_of(run)
-    waiting = [job for job, word in found.jobs.items() if word == "pending"]
-    if waiting:
-        scheduler.stop(waiting)
-    deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
-    while time.monotonic() < deadline:
-        for attempt in run.list_attempts():  # every time: one may open only now
-            if not run.attempt_file(attempt, "ended").exists():
-                request_drain(run, attempt, "launcher cancel")
-        found = state.look(run)
-        if not state.alive(found):
-            return jobs
-        time.sleep(CANCEL_POLL_S)
-    left = [job for job, word in found.jobs.items() if word != "gone"]
-    scheduler.stop(left)
-    if found.state == "unknown" and found.scheduler == "local":
-        # An agent of a host that is gone or was renamed; its ranks gave no sign of life all this time.
-        _end_attempts(run)
-    return jobs
-
-
-def _end_attempts(run: Run) -> None:
-    """Nobody is at the run: what ranks that died had claimed is free."""
-    for attempt in run.list_attempts():
-        ledger.end_attempt(run, attempt, {"kind": "failed", "error": None})
-
-
 def next_dir(spec: JobSpec) -> Path:
     """Where the next run of this spec goes."""
     return registry.next_run_dir(Path(spec.output.dir), spec.name)
@@ -285,7 +209,3 @@ def _fill(run: Run, planned: Planned) -> None:
 
 def _does_not_fit(plan: Plan) -> DoesNotFit:
     return DoesNotFit("; ".join(plan.reasons), fix="launcher plan shows what sits where")
-
-
-def _plan_of(run: Run) -> Plan:
-    return Plan.model_validate(read_json(run.plan))

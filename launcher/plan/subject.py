@@ -62,7 +62,10 @@ class Subject:
                 f"the longest rows ({longest} tokens at most) fit in no slot: rows over {batch.max_length} "
                 "tokens will fail as too_long"
             )
-        if batch.slots < FEW_SLOTS <= self.demand.rows and open_.slots == open_.max_length == "auto":
+        if (
+            batch.slots < FEW_SLOTS <= self.demand.rows
+            and open_.slots == open_.max_length == "auto"
+        ):
             return (
                 f"only {batch.slots} slots, since each must hold the longest row ({longest} tokens at most): "
                 "batch.max_length lets longer rows fail instead"
