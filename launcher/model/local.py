@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from launcher.measure.device import timer
 from launcher.measure.spans import Recorder
 from launcher.model.runner import StageRunner
 from launcher.model.sampling import draw
@@ -21,14 +22,14 @@ class LocalStepModel:
 
     def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 256) -> None:
         self._runner = StageRunner(model, batch, pack=pack)
-        self._recorder = recorder
+        self._timer = timer(recorder, self._runner.device)
         self._finished: deque[_Tokens] = deque()
         self._steps = 0
 
     def launch(self, step: Step) -> None:
         """Run ``step``; on CUDA this only queues it."""
         with (
-            self._recorder.span(step.kind, 0, step.group, self._steps),
+            self._timer.span(step.kind, 0, step.group, self._steps),
             torch.inference_mode(),
         ):
             self._finished.append(_Tokens(draw(self._runner.run(step), step.sampling)))
@@ -36,10 +37,13 @@ class LocalStepModel:
 
     def collect(self) -> torch.Tensor:
         """The tokens of the oldest step that was not collected yet."""
-        return self._finished.popleft().wait()
+        tokens = self._finished.popleft().wait()
+        self._timer.poll()
+        return tokens
 
     def close(self) -> None:
         """Give the caches and the model up."""
+        self._timer.close()
         self._finished.clear()
         self._runner.close()
 

@@ -48,7 +48,10 @@ def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "signal_delay_s": int(spec.slurm.signal_delay),
         "array_parallelism": spec.slurm.array_parallelism,
-        "setup": ["set -e", *spec.slurm.setup, "set +e", SAFE_PATH],
+        "setup": [
+            *(["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else []),
+            SAFE_PATH,
+        ],
         "stderr_to_stdout": True,
         # All that the setup lines exported goes on to the tasks. A node whose task dies takes the others'
         # along at once, instead of after their deadlines.
