@@ -129,7 +129,12 @@ class Vllm:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4"},  # GiB; else it sizes it by the RAM
+            env={
+                **os.environ,
+                "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; else it sizes it by the RAM
+                # As many cores as the others have; of itself it leaves one to its scheduler.
+                "VLLM_CPU_OMP_THREADS_BIND": f"0-{torch.get_num_threads() - 1}",
+            },
             text=True,
         )
         self._answer()

@@ -15,7 +15,11 @@ def read_text(path: Path) -> str:
     Raises UsageError if it can't be read, SpecError if it is over 1 MiB or not UTF-8.
     """
     if path.exists() and not path.is_file():
-        raise UsageError("this is not a file", where=str(path), fix="give the path of a YAML file")
+        raise UsageError(
+            "this is a directory or a device, not a file",
+            where=str(path),
+            fix="give the path of a YAML file",
+        )
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -54,7 +54,9 @@ def test_a_job_gives_right_generations_in_input_order(
 ) -> None:
     run = tmp_path / "run"
     spec = write_job(tmp_path, 30)
-    dry = json.loads(launcher("submit", spec, "--run-dir", run, "--dry-run", "--json", env=env).stdout)
+    dry = json.loads(
+        launcher("submit", spec, "--run-dir", run, "--dry-run", "--json", env=env).stdout
+    )
     assert not run.exists()
     (job,) = submit(spec, run, env)
     wait_complete(run, env)
@@ -126,9 +128,7 @@ def test_requeue_goes_on_with_a_new_attempt(
     assert journaled(run) < LONG + 20, "what was done was done again"
 
 
-def test_a_killed_node_loses_nothing(
-    fragile: Cluster, env: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_killed_node_loses_nothing(fragile: Cluster, env: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     submit(write_job(tmp_path, LONG), run, env)
     wait_for(lambda: journaled(run) > 20)
@@ -137,7 +137,9 @@ def test_a_killed_node_loses_nothing(
     fragile.scontrol("update", f"node={attempt['host']}", "state=down", "reason=test")
     wait_complete(run, env)
     assert len(texts(run)) == LONG
-    hosts = [json.loads(path.read_text())["host"] for path in sorted(run.glob("attempts/*/attempt.json"))]
+    hosts = [
+        json.loads(path.read_text())["host"] for path in sorted(run.glob("attempts/*/attempt.json"))
+    ]
     assert len(set(hosts)) == 2
 
 
@@ -157,9 +159,7 @@ def test_cancel_then_resume(fragile: Cluster, env: dict[str, str], tmp_path: Pat
     assert journaled(run) == LONG
 
 
-def test_cancel_of_a_job_that_waits(
-    fragile: Cluster, env: dict[str, str], tmp_path: Path
-) -> None:
+def test_cancel_of_a_job_that_waits(fragile: Cluster, env: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     submit(write_job(tmp_path, 10, slurm={"begin": "now+1hour"}), run, env)
     assert state(run, env)["state"] == "queued"
@@ -190,7 +190,9 @@ def test_the_time_limit_drains_and_requeues(
     wait_for(lambda: journaled(run) > 20)
     fragile.scancel("--signal=USR2", job)
     wait_complete(run, env)
-    ended = [json.loads(path.read_text())["kind"] for path in sorted(run.glob("attempts/*/ended.json"))]
+    ended = [
+        json.loads(path.read_text())["kind"] for path in sorted(run.glob("attempts/*/ended.json"))
+    ]
     assert ended == ["drained", "done"]
     assert journaled(run) == len(texts(run)) == LONG
 
@@ -204,8 +206,8 @@ def test_refused_by_sbatch(cluster: Cluster, env: dict[str, str], tmp_path: Path
 def test_gpus_are_asked_for_and_dealt_out(
     cluster: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:
-    spec = write_job(tmp_path, 3, resources={"device": "cuda", "gpus_per_node": 4, "gpu": "A100-80GB"})
+    spec = write_job(
+        tmp_path, 3, resources={"device": "cuda", "gpus_per_node": 4, "gpu": "A100-80GB"}
+    )
     plan = json.loads(launcher("submit", spec, "--dry-run", "--json", env=env).stdout)
     assert "#SBATCH --gpus-per-node=4" in plan["script"]
-
-
