@@ -159,3 +159,14 @@ def test_a_hub_model_is_fetched_before_and_loaded_offline(tmp_path: Path) -> Non
     launcher("run", spec, "--run-dir", tmp_path / "again", env=env)
     missing = launcher("submit", spec, "model.path=org/other", code=3, env=env)
     assert "org/other" in missing.stderr
+
+
+def test_neither_accelerates_config_nor_the_working_directory_has_a_say(tmp_path: Path) -> None:
+    config = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\ngpu_ids: '7'\n")
+    (tmp_path / "tokenizers.py").write_text("raise SystemExit('imported from the working directory')")
+    spec = write_job(tmp_path, 5)
+    env = {"HF_HOME": str(tmp_path / "hf"), "ACCELERATE_USE_FSDP": "true"}
+    launcher("run", spec, "--run-dir", tmp_path / "run", env=env, cwd=tmp_path)
+    assert len(texts(tmp_path / "run")) == 5

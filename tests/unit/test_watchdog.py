@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, write_json
-from launcher.runtime.watchdog import Outcome, Watchdog
+from launcher.runtime.watchdog import Freshness, Outcome, Watchdog, conclude
 
 ATTEMPT = Attempt(0, 1)
 
@@ -106,3 +107,76 @@ def test_a_rank_that_moves_on_is_let_be(tmp_path: Path, child: subprocess.Popen[
     watching = watchdog(tmp_path, child, 2, "60s")
     for steps in range(5):
         assert look(watching, ["running", "running"], 59, steps) is None
+
+
+def test_a_rank_that_has_finished_may_be_silent(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 2, "60s")
+    frozen = RankStatus(ATTEMPT.name, 1, 0, "here", 1, "finished", updated=1.0, steps=3)
+    for at_s in (0, 1000):
+        assert look(watching, ["running"], at_s, steps=at_s) is None
+        write_json(watching.run.status(ATTEMPT, 1), asdict(frozen))
+    frozen.phase = "running"
+    write_json(watching.run.status(ATTEMPT, 1), asdict(frozen))
+    assert look(watching, ["running"], 0, steps=2) is None
+    outcome = look(watching, ["running"], 121, steps=1)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert "rank 1 has shown no sign of life" in outcome.error["what"]
+
+
+def test_who_did_not_join_is_blamed_before_who_waits_for_it(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 3, "60s")
+    watching.started = time.monotonic() - 301
+    outcome = look(watching, ["joining", "joining"], 0)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["what"].startswith("rank 2 did not join within limits.join (300 s)")
+
+
+def test_loading_has_a_deadline(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    watching = watchdog(tmp_path, child, 1, "60s")
+    assert look(watching, ["loading"], 0) is None
+    assert look(watching, ["loading"], 3000) is None
+    outcome = look(watching, ["loading"], 700)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert "loading for more than limits.load" in outcome.error["what"]
+
+
+def test_time_in_which_the_agent_itself_stood_still_counts_for_nobody() -> None:
+    fresh = Freshness()
+    fresh.age("rank", 1)
+    fresh.seen["rank"] = (1, time.monotonic() - 100)
+    fresh.forgive(95)
+    assert 4 < fresh.age("rank", 1) < 60
+
+
+def test_node_0_waits_for_nodes_that_work_on(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 1, "60s")
+    watching.plan = watching.plan.model_copy(update={"nodes": 2})
+    done = Outcome("done")
+
+    def other_node() -> None:
+        path = watching.run.node(ATTEMPT, 1)
+        for beat in range(10):
+            write_json(path, {"host": "n2", "beat": beat, "outcome": None}, durable=False)
+            time.sleep(0.2)
+        conclude(watching.run, ATTEMPT, 1, Outcome("drained"))
+
+    watching.spec = watching.spec.model_copy(
+        update={"limits": watching.spec.limits.model_copy(update={"stall": 1.0})}
+    )
+    thread = threading.Thread(target=other_node)
+    thread.start()
+    assert watching.gather(done) == Outcome("drained")
+    thread.join()
+    watching.run.node(ATTEMPT, 1).unlink()
+    silent = watching.gather(done)
+    assert silent.kind == "failed"
+    assert "node 1 fell silent" in str(silent.error)

@@ -1,0 +1,108 @@
+"""Starting, resuming and cancelling: who may, and where, when schedulers refuse or do not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import launcher, write_job
+
+
+def fake(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment whose PATH begins with shell scripts of these names."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def status(run: Path, env: dict[str, str]) -> dict[str, Any]:
+    return dict(json.loads(launcher("status", run, "--json", env=env).stdout))
+
+
+def test_a_run_that_sbatch_refused_goes_to_slurm_again(tmp_path: Path) -> None:
+    env = fake(tmp_path / "bin", sbatch="echo sbatch: error: no such partition >&2; exit 1")
+    spec, run = write_job(tmp_path, 3), tmp_path / "run"
+    assert "no such partition" in launcher("submit", spec, "--run-dir", run, code=4, env=env).stderr
+    assert status(run, env)["state"] == "stopped"
+    assert "no such partition" in launcher("resume", run, code=4, env=env).stderr
+    assert not list(run.glob("attempts/w*"))
+
+
+@pytest.mark.parametrize("squeue", ["exit 1", "echo slurm_load_jobs error >&2; exit 1"])
+def test_a_queued_run_stays_queued_when_squeue_fails(tmp_path: Path, squeue: str) -> None:
+    env = fake(tmp_path / "bin", sbatch="echo Submitted batch job 77", squeue=squeue)
+    spec, run = write_job(tmp_path, 3), tmp_path / "run"
+    jobs = json.loads(launcher("submit", spec, "--run-dir", run, "--json", env=env).stdout)["jobs"]
+    assert jobs == ["77"]
+    assert status(run, env)["state"] == "unknown"
+    assert "77" in launcher("resume", run, code=75, env=env).stderr
+
+
+def test_a_finished_job_of_a_run_that_is_not_complete_can_be_resumed(tmp_path: Path) -> None:
+    gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    env = fake(tmp_path / "bin", sbatch="echo Submitted batch job 78", squeue=gone)
+    spec, run = write_job(tmp_path, 3), tmp_path / "run"
+    launcher("submit", spec, "--run-dir", run, env=env)
+    assert status(run, env)["state"] == "stopped"
+    launcher("resume", run, env=env)
+
+
+def test_two_processes_cant_start_a_run_at_once(tmp_path: Path) -> None:
+    from launcher import control
+    from launcher.errors import Busy
+    from launcher.run import Run
+
+    run = Run.create(tmp_path / "run")
+    control._take_start(run)
+    control._take_start(run)  # later, not at once
+    (run.attempts / "start-0002.json").rename(run.attempts / "start-0003.json")
+    with pytest.raises(Busy, match="somebody else is starting the run"):
+        control._take_start(run)
+
+
+def test_list_shows_a_broken_run_and_the_others(tmp_path: Path) -> None:
+    env = fake(tmp_path / "bin", sbatch="echo Submitted batch job 79", squeue="exit 1")
+    spec = write_job(tmp_path, 3)
+    for name in ("whole", "broken", "odd"):
+        launcher("submit", spec, "--run-dir", tmp_path / name, env=env)
+    (tmp_path / "broken" / "input" / "meta.json").unlink()
+    (tmp_path / "odd" / "jobs.json").write_text('{"scheduler": "os", "jobs": ["1"]}')
+    rows = json.loads(launcher("list", "--json", env=env).stdout)
+    states = {row["run"]: row["state"] for row in rows}
+    assert states == {"whole": "unknown", "broken": "broken", "odd": "broken"}
+    assert "whole" in launcher("list", env=env).stdout
+
+
+@pytest.mark.parametrize("name", ["a\nb", "50%j"])
+def test_a_run_path_that_sbatch_would_read_as_more_is_refused(tmp_path: Path, name: str) -> None:
+    spec = write_job(tmp_path, 3)
+    for command in (["submit", spec, "--dry-run"], ["run", spec]):
+        said = launcher(*command, "--run-dir", tmp_path / name, code=2).stderr
+        assert "can't hold control characters or %" in said
+    assert "can't hold" in launcher("plan", spec, f"output.dir={tmp_path}/{name}/x", code=2).stderr
+
+
+def test_what_is_not_supported_is_refused_before_anything(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3)
+    for override, said in (
+        ("task=score", "'score' is not supported yet"),
+        ("model.attention=flash_attention_2", "flash_attention_2 is not supported yet"),
+        ("input.template=/nosuch", "no chat template"),
+        ("slurm.time=2", "told to stop"),
+    ):
+        assert said in launcher("run", spec, override, "--run-dir", tmp_path / "run", code=2).stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_requeue_can_be_refused(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3, slurm={"requeue": False})
+    script = json.loads(launcher("plan", spec, "--json").stdout)["script"]
+    assert "--no-requeue" in script
+    assert "--requeue" not in script.replace("--no-requeue", "")
