@@ -1,7 +1,7 @@
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format bench slurm-packages browser clean
+.PHONY: demo test lint check format bench slurm-packages browser clean
 
 demo: $(VENV)/.ready            ## set up, then run a real job on this machine's CPU
 	$(BIN)/launcher run configs/demo.yaml
@@ -9,11 +9,13 @@ demo: $(VENV)/.ready            ## set up, then run a real job on this machine's
 test: $(VENV)/.ready slurm-packages browser   ## set up, then all tests, on a real Slurm cluster where this is root
 	$(BIN)/pytest
 
-check: $(VENV)/.ready           ## format, lint, types, import contract, unit and contract tests
+lint: $(VENV)/.ready            ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+check: lint                     ## that, and unit and contract tests: before every commit
 	$(BIN)/pytest -q tests/unit tests/contract
 
 format: $(VENV)/.ready

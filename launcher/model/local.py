@@ -20,7 +20,7 @@ class LocalStepModel:
 
     depth = 1
 
-    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 256) -> None:
+    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 512) -> None:
         self._runner = StageRunner(model, batch, pack=pack)
         self._timer = timer(recorder, self._runner.device)
         self._finished: deque[_Tokens] = deque()

@@ -23,13 +23,14 @@ class StageRunner:
     ``first`` and ``last`` say which ends of the model it has; a whole model has both. Layers may be
     spread over devices by accelerate's hooks.
 
-    Decoding feeds one token per row, each at its own position. Prefill feeds no padding either: rows are laid end to end, as many as ``pack`` tokens hold, and the mask
-    keeps them apart. The head sees one position per row. The stages of one model must be given the same
+    Decoding feeds one token per row, each at its own position. Prefill feeds no padding either: rows are
+    laid end to end, as many as ``pack`` tokens hold, and the mask keeps them apart. Where the model can,
+    attention goes in pieces (see attention.py). The head sees one position per row. The stages of one model must be given the same
     steps in the same order and the same ``pack``; then they compute what the whole model does, bit for bit.
     """
 
     def __init__(
-        self, model: Any, batch: Batch, first: bool = True, last: bool = True, pack: int = 256
+        self, model: Any, batch: Batch, first: bool = True, last: bool = True, pack: int = 512
     ) -> None:
         self.device = main_device(model)
         self.dtype: torch.dtype = model.dtype
@@ -84,6 +85,7 @@ class StageRunner:
         return result[:, -1][self._send(rows)]
 
     def _packed(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Several tokens per row, rows end to end."""
         results = []
         rows = cache.rows(step.slots.tolist())
         starts, counts = step.starts.tolist(), step.counts.tolist()
@@ -97,25 +99,26 @@ class StageRunner:
                 else hidden[done : done + size]
             )
             done += size
-            positions = self._send(_ranges(access.starts, access.counts))
-            # Without a mask the model makes its own, from what the cache says of its length: with one
-            # row that is right for every kind of layer, and lets attention take its fastest path.
-            mask: Mask | None = None
-            options: dict[str, Any] = {}
-            if len(access.rows) > 1:
-                mask = self._packed_mask(access, positions)
-                if self._in_pieces:
-                    options["pieces"] = Pieces.of_queries(access.counts, access.lengths)
-            ends = None
-            if self._last:
-                ends = self._send(torch.tensor(access.counts).cumsum(0) - 1)
-                if self._keeps_logits:
-                    options["logits_to_keep"] = ends
-            cache.begin(access)
-            inputs = self._send(inputs)[None]
-            result = self._forward(cache, inputs, positions[None], mask, options)[0]
-            results.append(result if ends is None or self._keeps_logits else result[ends])
+            results.append(self._pack_of(cache, access, inputs))
         return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _pack_of(self, cache: SlotCache, access: Packed, inputs: torch.Tensor) -> torch.Tensor:
+        """One forward pass over some rows."""
+        positions = self._send(_ranges(access.starts, access.counts))
+        # Without a mask the model makes its own, from what the cache says of its length: with one
+        # row that is right for every kind of layer, and lets attention take its fastest path.
+        mask: Mask | None = None
+        options: dict[str, Any] = {}
+        if len(access.rows) > 1:
+            mask = self._packed_mask(access, positions)
+            if self._in_pieces:
+                options["pieces"] = Pieces.of_queries(access.counts, access.lengths)
+        ends = self._send(torch.tensor(access.counts).cumsum(0) - 1)
+        if self._last and self._keeps_logits:
+            options["logits_to_keep"] = ends
+        cache.begin(access)
+        result = self._forward(cache, self._send(inputs)[None], positions[None], mask, options)[0]
+        return result[ends] if self._last and not self._keeps_logits else result
 
     def _packed_mask(self, access: Packed, positions: torch.Tensor) -> Mask:
         lengths = access.lengths

@@ -47,7 +47,7 @@ class Case:
         )
         return self.text.decode(made[0, tokens.shape[1] :].tolist())
 
-    def run(self, batch: Batch, requests: list[Request], pack: int = 256) -> dict[str, Any]:
+    def run(self, batch: Batch, requests: list[Request], pack: int = 512) -> dict[str, Any]:
         return run(
             LocalStepModel(self.model, batch, NullRecorder(), pack), self.text, batch, requests
         )
@@ -81,8 +81,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 BATCHES = [
     # groups, slots, prefill_chunk, tokens packed into one forward pass
-    (1, 1, 512, 256),
-    (1, 4, 512, 256),
+    (1, 1, 512, 512),
+    (1, 4, 512, 512),
     (1, 10, 64, 16),
     (2, 3, 7, 7),
     (3, 2, 1, 1),
