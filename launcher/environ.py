@@ -102,6 +102,14 @@ def visible_gpus() -> list[str] | None:
     )
 
 
+def cpus() -> int:
+    """CPUs that this node's processes may use together. Not every Slurm binds tasks to the CPUs that it gave them,
+    and threads that share a core wait for each other a hundred times longer than they compute."""
+    bound = len(os.sched_getaffinity(0))
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(bound, int(given)) if given.isdecimal() else bound
+
+
 def show_gpus(indices: tuple[int, ...]) -> None:
     """Leave this process only these of its node's GPUs; before torch is imported.
 

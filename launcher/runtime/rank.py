@@ -55,7 +55,7 @@ def _work(run: Run, spec: JobSpec, plan: Plan, attempt: Attempt, placement: Plac
     from launcher.model.gang import Gang
     from launcher.runtime.generate import generate
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // plan.ranks_per_node))
+    torch.set_num_threads(max(1, environ.cpus() // plan.ranks_per_node))
     beat.phase("joining")
     gang = Gang.join(placement.rank, plan.world_size, _fingerprint(run, attempt), spec.limits.join)
     logs.get_logger().info("joined %d ranks on %s", gang.size, ", ".join(sorted(set(gang.hosts))))
