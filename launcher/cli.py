@@ -67,7 +67,7 @@ def submit_job(
     as_json: Json = False,
 ) -> None:
     """Send a job to Slurm; prints the run and the job id."""
-    from launcher import control, submit
+    from launcher import submit
 
     planned = submit.plan_job(
         spec, overrides or [], here=False, say=say(as_json), fetch=not dry_run
@@ -75,13 +75,7 @@ def submit_job(
     if dry_run:
         _show_plan(submit.with_script(planned, run_dir), as_json)
         return
-    created = submit.create_run(planned, run_dir)
-    jobs = control.start_on_slurm(created)
-    out(
-        {"run": str(created.path), "jobs": jobs},
-        as_json,
-        f"run {created.path}\njob {' '.join(jobs)}",
-    )
+    _queue(submit.create_run(planned, run_dir), as_json)
 
 
 @app.command(
@@ -168,12 +162,7 @@ def resume(run: RunRef = None, as_json: Json = False) -> None:
     elif scheduler == "local":
         _foreground(found, as_json)
     else:
-        jobs = control.start_on_slurm(found)
-        out(
-            {"run": str(found.path), "jobs": jobs},
-            as_json,
-            f"run {found.path}\njob {' '.join(jobs)}",
-        )
+        _queue(found, as_json)
 
 
 @app.command(epilog="Example: launcher verify demo-0001")
@@ -231,6 +220,14 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _queue(run: Run, as_json: bool) -> None:
+    """Send a run to Slurm and say where it is."""
+    from launcher import control
+
+    jobs = control.start_on_slurm(run)
+    out({"run": str(run.path), "jobs": jobs}, as_json, f"run {run.path}\njob {' '.join(jobs)}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:
