@@ -29,6 +29,7 @@ from launcher.engine.text import Text
 from launcher.measure.spans import NullRecorder
 from launcher.model.local import LocalStepModel
 from launcher.model.packed import pack_linears
+from launcher.plan.batching import PREFILL_CHUNK
 from launcher.plan.plan import Batch
 from launcher.records import Failure, Generation, Request, Sampling
 
@@ -52,7 +53,7 @@ class TokenText(Text):
 
 def run_engine(model: LlamaForCausalLM, rows: Rows, slots: int) -> Outputs:
     longest = max(len(prompt) + new for prompt, new in rows)
-    batch = Batch(groups=1, slots=slots, max_length=longest, prefill_chunk=512)
+    batch = Batch(groups=1, slots=slots, max_length=longest, prefill_chunk=PREFILL_CHUNK["cpu"])
     requests = iter(
         Request(index, str(index), Sampling(max_new_tokens=new), " ".join(map(str, prompt)))
         for index, (prompt, new) in enumerate(rows)

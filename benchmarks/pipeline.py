@@ -29,6 +29,7 @@ from launcher.measure.bubble import account, shares
 from launcher.measure.spans import Recorder, clock
 from launcher.measure.timeline import read_timelines
 from launcher.model.gang import Gang
+from launcher.plan.batching import PREFILL_CHUNK
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Batch, Plan
@@ -94,7 +95,10 @@ class Work:
         checkpoint = Checkpoint.read(self.model)
         plan = pipeline.place(checkpoint, machines, spec, Demand(self.rows, PROMPT, NEW))
         batch = Batch(
-            groups=contender.groups, slots=self.slots, max_length=PROMPT + NEW, prefill_chunk=512
+            groups=contender.groups,
+            slots=self.slots,
+            max_length=PROMPT + NEW,
+            prefill_chunk=PREFILL_CHUNK["cpu"],
         )
         return plan.model_copy(update={"batch": batch}), spec
 

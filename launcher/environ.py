@@ -53,6 +53,29 @@ def slurm_job() -> Slurm | None:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Where this process stands in an `srun`: node ``node`` of ``nodes``, task ``local`` of its node."""
+
+    name: str
+    node: int
+    nodes: int
+    local: int
+
+
+def slurm_step() -> Step | None:
+    """This process's place in a step of several tasks; None outside one."""
+    env = os.environ
+    if "SLURM_STEP_NUM_NODES" not in env:
+        return None
+    return Step(
+        name=f"{env.get('SLURM_JOB_ID', '0')}.{env.get('SLURM_STEP_ID', '0')}",
+        node=int(env.get("SLURM_NODEID", "0")),
+        nodes=int(env["SLURM_STEP_NUM_NODES"]),
+        local=int(env.get("SLURM_LOCALID", "0")),
+    )
+
+
+@dataclass(frozen=True)
 class RankEnv:
     """What `accelerate launch` and our agent tell a rank."""
 
@@ -90,6 +113,11 @@ def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict
         env.setdefault("NCCL_SOCKET_IFNAME", interface)
     env.update(own)
     return env
+
+
+def with_own(own: dict[str, str]) -> dict[str, str]:
+    """This process's environment and ``own``, for a command of the user's."""
+    return {**os.environ, **own}
 
 
 def visible_gpus() -> list[str] | None:
@@ -136,4 +164,10 @@ def state_home() -> Path:
 def config_home() -> Path:
     """Where the user's own site profiles live."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "launcher"
+
+
+def cache_home() -> Path:
+    """Where what was measured lives: it can be measured again."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "launcher"

@@ -20,13 +20,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One input row. Exactly one of ``prompt`` and ``messages`` is set. ``index`` counts rows from 0."""
+    """One input row. Exactly one of ``prompt`` and ``messages`` is set. ``index`` counts rows from 0.
+
+    ``tools`` are for the chat template; with ``echo`` the text of the result begins with the prompt.
+    """
 
     index: int
     id: str
     sampling: Sampling
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    echo: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,24 @@ which only grow and carry a checksum per row. docs/run-directory.md is its descr
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from launcher.disk import create_exclusive, publish, read_json, sync_file, write_json
 from launcher.errors import Busy, UsageError
 from launcher.records import Attempt
 
-STALE_TRIES = 5
+__all__ = [
+    "Run",
+    "check_path",
+    "create_exclusive",
+    "publish",
+    "read_json",
+    "request_drain",
+    "sync_file",
+    "write_json",
+]
 
 
 class Run:
@@ -112,6 +115,11 @@ class Run:
         return self.path / "errors.jsonl"
 
     @property
+    def table(self) -> Path:
+        """The outputs once more, where output.format is parquet."""
+        return self.path / "outputs.parquet"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -124,9 +132,18 @@ class Run:
         return self.path / "trace.json"
 
     @property
+    def metrics(self) -> Path:
+        """How the run is doing, for Prometheus; rewritten while it goes."""
+        return self.path / "metrics.prom"
+
+    @property
     def manifest(self) -> Path:
         """Written last; its presence means that the run is complete."""
         return self.path / "manifest.json"
+
+    def told(self, state: str) -> Path:
+        """Exclusive creation of it lets one process alone tell (``notify``) that the run is in ``state`` for good."""
+        return self.attempts / f"told-{state}.json"
 
     # The ledger.
     @property
@@ -228,72 +245,8 @@ def check_path(path: Path) -> None:
         )
 
 
-def read_json(path: Path) -> Any:
-    """The file's JSON, or None if there is no such file."""
-    for _ in range(STALE_TRIES - 1):
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            # NFS says so of a file that was replaced between its lookup and its read.
-            if error.errno != errno.ESTALE:
-                raise
-    return json.loads(path.read_bytes())
-
-
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Publish ``value`` at ``path``: whole or not at all, on disk when this returns if ``durable``."""
-    with publish(path, durable=durable) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
-    temporary = _beside(path)
-    try:
-        yield temporary
-        if durable:
-            sync_file(temporary)
-        temporary.replace(path)
-        if durable:
-            sync_file(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def create_exclusive(path: Path, text: str) -> bool:
-    """Create ``path`` with all of ``text`` if nobody has; True if this call did it."""
-    temporary = _beside(path)
-    try:
-        temporary.write_text(text)
-        sync_file(temporary)
-        try:
-            os.link(temporary, path)  # unlike O_EXCL, nobody ever sees the file empty
-        except FileExistsError:
-            return path.samefile(temporary)  # NFS may have lost the answer to a link that was made
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}"
-    return path.with_name(f".{path.name}.{writer}.tmp")
-
-
 def request_drain(run: Run, attempt: Attempt, reason: str) -> None:
     """Ask the ranks of ``attempt`` to stop between two steps. The first reason stays."""
     marker = run.attempt_file(attempt, "drain")
     if not marker.exists():
         create_exclusive(marker, json.dumps({"reason": reason, "time": time.time()}) + "\n")
-
-
-def sync_file(path: Path) -> None:
-    """fsync a file or a directory by path."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -176,14 +176,15 @@ def _place(
 def _variants(spec: JobSpec, machines: Machines) -> list[JobSpec]:
     """The spec under each strategy; a pipeline gets a stage for every GPU where it is not said how many."""
     parallel, gpus = spec.parallel, machines.nodes * machines.gpus_per_node
-    stages = parallel.stages if parallel.stages > 1 else gpus // parallel.replicas
+    copies = parallel.replicas * parallel.tensor
+    stages = parallel.stages if parallel.stages > 1 else gpus // copies
     own: dict[str, dict[str, int]] = {"pipeline": {"stages": stages}}
     return [
         spec.model_copy(
             update={"parallel": parallel.model_copy(update={"strategy": name, **own.get(name, {})})}
         )
         for name in strategies.names()
-        if name != "pipeline" or stages > 1
+        if (name != "pipeline" or stages > 1) and (name != "tensor" or parallel.tensor > 1)
     ]
 
 

@@ -67,15 +67,20 @@ _TIED: dict[str, bool] = {}
 
 def make_model(path: Path, architecture: str, *, seed: int = 0, **changes: Any) -> Path:
     """Save a random fp32 model of ``architecture`` with its tokenizer in ``path``; ``changes`` go to its config."""
-    own: dict[str, Any] = {"tie_word_embeddings": _TIED.get(architecture, False)}
-    own |= _OWN.get(architecture, {}) | changes
-    config = AutoConfig.for_model(architecture, **(_COMMON | own))
+    config = small_config(architecture, **changes)
     model = random_model(config, seed)
     # No test is to meet eos by chance: those that are about it name their own token.
     model.generation_config.eos_token_id = config.eos_token_id
     model.save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
+
+
+def small_config(architecture: str, **changes: Any) -> Any:
+    """The config of such a model."""
+    own: dict[str, Any] = {"tie_word_embeddings": _TIED.get(architecture, False)}
+    own |= _OWN.get(architecture, {}) | changes
+    return AutoConfig.for_model(architecture, **(_COMMON | own))
 
 
 def random_model(config: Any, seed: int = 0) -> PreTrainedModel:

@@ -12,7 +12,7 @@ import torch
 from launcher.engine.sequence import Counters, Group, Sequence
 from launcher.engine.text import Text
 from launcher.input.codes import RowError
-from launcher.model.step import Step, StepModel
+from launcher.model.step import Step, StepModel, SweepModel
 from launcher.plan.plan import Batch
 from launcher.records import Failure, Generation, Request
 
@@ -32,21 +32,21 @@ class _Flight:
 class Engine:
     """Runs requests through ``model``: ``batch.groups`` groups of ``batch.slots`` slots.
 
-    Every group has at most one step in flight, and every group with work has one, so with
-    ``model.depth`` groups or more all stages are busy. Within a group prefill goes first, since a decode
-    step costs the same whether its slots are full or not; but after as many prefill steps as it
-    has slots, sequences that wait to decode get theirs.
+    Every group has at most one step in flight, and every group with work has one, so with ``model.depth`` groups or
+    more all stages are busy. A step feeds every sequence of its group that decodes, and prompts in the room that these
+    leave: arithmetic that decoding alone would not use, and no prompt holds the others up for long.
 
     With ``in_rounds`` no group goes on before the steps of all groups are done, as GPipe does it: the stages
-    drain at every token.
+    drain at every token. A model that ``sweeps`` is run so, too.
     """
 
     def __init__(self, model: StepModel, text: Text, batch: Batch, in_rounds: bool = False) -> None:
         self.counters = Counters()
+        self._sweeps = isinstance(model, SweepModel)
         self._model = model
         self._text = text
         self._batch = batch
-        self._in_rounds = in_rounds
+        self._in_rounds = in_rounds or self._sweeps
         self._reset()
 
     def run(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -104,8 +104,7 @@ class Engine:
     def _launch(self, group: Group) -> None:
         if group.in_flight or not len(group):
             return
-        rows = group.prefill_rows(self._batch.prefill_chunk)
-        step = group.step("prefill", rows) if rows else group.step("decode", group.decode_rows())
+        step = group.step(group.next_rows(self._batch.prefill_chunk))
         self._model.launch(step)
         group.in_flight = True
         self._flights.append(_Flight(group, step, [group.slots[s] for s in step.slots.tolist()]))

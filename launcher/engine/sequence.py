@@ -26,6 +26,7 @@ class Sequence:
         self.generated: list[int] = []
         self.cached = 0
         self.slot = -1
+        self.came = 0  # number of its group's step before which it got its slot
         self.alone = False  # its prompt shares a forward pass with no other
         self.first_token_s: float | None = None  # seconds from the start of the prefill
         self._text = text
@@ -82,7 +83,7 @@ class Sequence:
         return Generation(
             index=self.request.index,
             id=self.request.id,
-            text=text if cut is None else cut,
+            text=(self.request.prompt or "") * self.request.echo + (text if cut is None else cut),
             finish_reason=reason if cut is None else "stop",
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.generated),
@@ -96,7 +97,8 @@ class Group:
         self.number = number
         self.slots: list[Sequence | None] = [None] * slots
         self.in_flight = False
-        self._prefills = 0  # steps since the last decode step
+        self._steps = 0
+        self._kept_waiting = 0  # steps since the last one of those that decode
 
     def __len__(self) -> int:
         return sum(sequence is not None for sequence in self.slots)
@@ -108,42 +110,48 @@ class Group:
     def add(self, sequence: Sequence) -> None:
         """Put ``sequence`` into the first free slot."""
         sequence.slot = self.slots.index(None)
+        sequence.came = self._steps
         self.slots[sequence.slot] = sequence
 
     def remove(self, sequence: Sequence) -> None:
         self.slots[sequence.slot] = None
 
-    def prefill_rows(self, chunk: int) -> list[tuple[Sequence, int]]:
-        """Sequences to prefill next with their tokens, ``chunk`` in all; none when it is time to decode.
+    def next_rows(self, chunk: int) -> list[tuple[Sequence, int]]:
+        """The sequences of the next step, each with how many tokens it is fed.
 
-        Only a prompt longer than ``chunk`` is cut.
+        All that decode, and prompts in the room that these leave of ``chunk`` tokens: the last one is cut to fit. A
+        prompt that must be alone, or that finds no room, goes without those that decode, which wait for as many such
+        steps as there are slots at most.
         """
-        waiting = [s for s in self.slots if s is not None and s.prompt_left]
-        if self._prefills >= len(self.slots) and len(waiting) < len(self):
-            return []
-        rows: list[tuple[Sequence, int]] = []
-        room = chunk
+        decoding = [(s, 1) for s in self.slots if s is not None and not s.prompt_left]
+        # Of prompts that came together those with the most to say go first: they end last.
+        waiting = sorted(
+            (s for s in self.slots if s is not None and s.prompt_left),
+            key=lambda s: (s.came, -s.request.sampling.max_new_tokens),
+        )
+        apart = waiting and (waiting[0].alone or len(decoding) >= chunk)
+        if apart and decoding and self._kept_waiting >= len(self.slots):
+            apart, waiting = False, []
+        self._kept_waiting = self._kept_waiting + 1 if apart else 0
+        rows = [] if apart else decoding
+        room = chunk - len(rows)
         for sequence in waiting:
-            if rows and (sequence.alone or sequence.prompt_left > room):
+            if not room or (sequence.alone and rows):
                 break
             rows.append((sequence, min(sequence.prompt_left, room)))
             room = 0 if sequence.alone else room - rows[-1][1]
         return rows
 
-    def decode_rows(self) -> list[tuple[Sequence, int]]:
-        """Sequences whose prompt is in the cache."""
-        return [(s, 1) for s in self.slots if s is not None and not s.prompt_left]
-
-    def step(self, kind: str, rows: list[tuple[Sequence, int]]) -> Step:
+    def step(self, rows: list[tuple[Sequence, int]]) -> Step:
         """The step that feeds these sequences these numbers of tokens."""
-        self._prefills = self._prefills + 1 if kind == "prefill" else 0
+        self._steps += 1
         widest = max(count for _, count in rows)
         tokens = [s.pending(count) + [0] * (widest - count) for s, count in rows]
         starts = torch.tensor([s.cached for s, _ in rows])
         counts = torch.tensor([count for _, count in rows])
         return Step(
             group=self.number,
-            kind=kind,
+            kind="prefill" if any(s.prompt_left for s, _ in rows) else "decode",
             slots=torch.tensor([s.slot for s, _ in rows]),
             tokens=torch.tensor(tokens),
             starts=starts,

@@ -78,7 +78,11 @@ class Text:
         messages = request.messages
         if messages is None and self._template not in ("auto", "none"):
             messages = [{"role": "user", "content": request.prompt}]
-        tokens = self._plain(request.prompt or "") if messages is None else self._chat(messages)
+        tokens = (
+            self._plain(request.prompt or "")
+            if messages is None
+            else self._chat(messages, request.tools)
+        )
         if not tokens:
             raise RowError("no_prompt", "the prompt has no tokens")
         if len(tokens) >= self.context:
@@ -96,13 +100,21 @@ class Text:
             return tokens[1:]  # the prompt brought its own
         return tokens
 
-    def _chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _chat(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> list[int]:
         if self._template == "none":
             raise RowError("bad_template", "the row has messages, and input.template is none")
         template = None if self._template == "auto" else self._template
         try:
+            if tools and "tools" not in self._tokenizer.get_chat_template(template, tools):
+                raise RowError("bad_template", "the chat template has no place for tools")
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+                messages,
+                tools=tools,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
         except _TEMPLATE_ERRORS as error:
             raise RowError(

@@ -18,6 +18,8 @@ CODES = {
     "two_prompts": "the row has both a prompt and messages",
     "bad_prompt": "the prompt is not text",
     "bad_messages": "the messages are not a list of {role, content} with text in them",
+    "bad_tools": "the tools are not a list of functions, or the row has no messages to offer them in",
+    "bad_echo": "echo is not true or false, or the row has messages, of which no text is the prompt",
     "bad_sampling": "a generation setting has a value that it can't have",
     "bad_id": "the id is neither text nor a whole number, or is longer than 1024 characters",
     "bad_unicode": "the row holds half of a surrogate pair, which is no character",

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from launcher.errors import PreflightError, UsageError
+from launcher.input import dataset
 from launcher.job.spec import InputSpec
 
 MAX_LINE_BYTES = 16 << 20
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
-TO_JSONL = "python -c \"import pandas; pandas.read_parquet('in.parquet').to_json('out.jsonl', orient='records', lines=True)\""
+TABLES = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
 
 class Line(NamedTuple):
@@ -52,12 +53,17 @@ def find_files(spec: InputSpec) -> list[Path]:
 def _expand(entry: str) -> list[Path]:
     path = Path(entry)
     if path.exists() or not glob.has_magic(entry):
-        return [path]
+        return _saved(path)
     # As in a shell, * leaves hidden files out; Path.glob would not.
     matches = sorted(glob.glob(entry, recursive=True))  # noqa: PTH207
     if not matches:
         raise UsageError(f"no file matches {entry!r}", where="input.path", fix="mend the pattern")
-    return [Path(match) for match in matches]
+    return [file for match in matches for file in _saved(Path(match))]
+
+
+def _saved(path: Path) -> list[Path]:
+    """The files of a dataset's folder; any other path as it is."""
+    return (dataset.data_files(path) if path.is_dir() else None) or [path]
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -72,7 +78,8 @@ def open_input(path: Path) -> BinaryIO:
         return os.fdopen(descriptor, "rb", buffering=1 << 20)
     os.close(descriptor)
     if stat.S_ISDIR(mode):
-        fix = f"name its files, for example {path}/*.jsonl"
+        kinds = (kind for kind in (".jsonl", *TABLES, ".txt") if any(path.glob(f"*{kind}")))
+        fix = f"name its files, for example {path}/*{next(kinds, '.jsonl')}"
         raise UsageError("the input is a directory", where=str(path), fix=fix)
     raise UsageError("the input is not a regular file", where=str(path), fix="copy it into a file")
 
@@ -111,16 +118,15 @@ def _skip_line(file: BinaryIO, digest: Callable[[bytes], object]) -> int:
 
 
 def detect_format(path: Path, wanted: str) -> str:
-    """``jsonl``, ``openai`` or ``text``: what is wanted, or by extension and first row for ``auto``."""
+    """``jsonl``, ``openai``, ``text``, ``parquet`` or ``arrow``: what is wanted, or by extension and first row
+    for ``auto``."""
     extension = path.suffix.lower()
-    if wanted == "parquet" or extension in {".parquet", ".pq"}:
-        raise UsageError(
-            "Parquet input is not supported yet", where=str(path), fix=f"convert it: {TO_JSONL}"
-        )
     if extension in COMPRESSED:
         raise UsageError("the input is compressed", where=str(path), fix="unpack it first")
     if wanted != "auto":
         return wanted
+    if extension in TABLES:
+        return TABLES[extension]
     return "text" if extension == ".txt" else _format_of_rows(path)
 
 
@@ -141,7 +147,7 @@ def _format_of_rows(path: Path) -> str:
     raise UsageError(
         "cannot tell the format of the input",
         where=str(path),
-        fix="set input.format: jsonl | openai | text",
+        fix="set input.format: jsonl | openai | text | parquet | arrow",
     )
 
 

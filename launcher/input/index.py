@@ -62,6 +62,17 @@ class InputFile(Section):
     bytes: int
     mtime_ns: int
     sha256: str
+    rows: str | None = (
+        None  # of a table: the file in the index's folder that has its rows as JSON lines
+    )
+
+    def source(self, folder: Path) -> Path:
+        """Where its rows are read, at any offset."""
+        return Path(self.path) if self.rows is None else folder / self.rows
+
+    @property
+    def row_format(self) -> str:
+        return self.format if self.rows is None else "jsonl"
 
 
 class InputMeta(Section):
@@ -128,15 +139,16 @@ class InputIndex:
         if entry.kind == Kind.BAD:
             return self._failure(entry)
         file = self.meta.files[entry.file]
-        data = self._read(Path(file.path), entry)
+        source = file.source(self.folder)
+        data = self._read(source, entry)
         if zlib.crc32(data) != entry.crc or len(data) != entry.length:
             raise PreflightError(
                 "this row of the input is not what it was when the run was made",
-                where=f"{file.path}:{entry.line}",
+                where=f"{source}:{entry.line}",
                 cause=f"the file was edited; {entry.length} bytes at offset {entry.offset} differ",
                 fix=f"put back the file with sha256 {file.sha256[:16]}..., or start a new run",
             )
-        return parse_row(data, file.format, index, self.meta.generation)
+        return parse_row(data, file.row_format, index, self.meta.generation)
 
     def _failure(self, entry: Entry) -> Failure:
         record = decode_line(self._read(self.bad, entry))

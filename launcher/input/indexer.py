@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import time
 import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from launcher.errors import PreflightError
+from launcher.input import columnar
 from launcher.input.codes import quote
 from launcher.input.files import MAX_LINE_BYTES, Line, Readers, open_input, read_lines
 from launcher.input.index import (
@@ -62,6 +66,8 @@ class Tally:
 def _prompt_bytes(request: Request) -> int:
     messages = request.messages or [{"content": request.prompt}]
     texts = [message["content"] for message in messages]
+    extras = [request.tools, *(message.get("tool_calls") for message in messages)]
+    texts += [json.dumps(extra) for extra in extras if extra]
     return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
@@ -92,10 +98,33 @@ class Indexer:
     def add_file(self, path: Path, form: str) -> None:
         """Raises PreflightError if the file changes while it is read."""
         digest = hashlib.sha256()
-        with open_input(path) as file:
-            before = os.fstat(file.fileno())
+        with self._unchanged(path, form, digest) as file:
             for line in read_lines(file, digest.update):
                 self._add(line, form)
+
+    def add_table(self, path: Path, form: str, columns: Mapping[str, str]) -> None:
+        """A Parquet or Arrow file: its rows are copied into the index as JSON lines, which every node can read at
+        any place without pyarrow. Raises PreflightError if the file changes while it is read."""
+        digest, copy = hashlib.sha256(), self.folder / f"rows-{len(self.files):04d}.jsonl"
+        with self._unchanged(path, form, digest, copy.name) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            with copy.open("w+b") as lines:
+                lines.writelines(columnar.rows(path, form, columns))
+                lines.flush()
+                os.fsync(lines.fileno())
+                lines.seek(0)
+                for line in read_lines(lines, len):
+                    self._add(line, "jsonl")
+
+    @contextlib.contextmanager
+    def _unchanged(
+        self, path: Path, form: str, digest: hashlib._Hash, rows: str | None = None
+    ) -> Iterator[BinaryIO]:
+        """The file, to be read by the block; it is in ``files`` afterwards."""
+        with open_input(path) as file:
+            before = os.fstat(file.fileno())
+            yield file
             after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             fix = "submit when nobody writes it any more"
@@ -106,6 +135,7 @@ class Indexer:
             bytes=after.st_size,
             mtime_ns=after.st_mtime_ns,
             sha256=digest.hexdigest(),
+            rows=rows,
         )
         self.files.append(known)
 
@@ -148,8 +178,8 @@ class Indexer:
 
     def _fail_duplicate(self, rows: Any, index: int, first: int, readers: Readers) -> None:
         file, offset, length = (int(rows[key][index]) for key in ("file", "offset", "length"))
-        data = readers.read(Path(self.files[file].path), offset, length)
-        row = parse_row(data, self.files[file].format, index, self.tally.generation)
+        data = readers.read(self.files[file].source(self.folder), offset, length)
+        row = parse_row(data, self.files[file].row_format, index, self.tally.generation)
         here, there = (
             f"{self.files[rows['file'][i]].path}:{rows['line'][i]}" for i in (index, first)
         )

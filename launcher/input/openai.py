@@ -24,14 +24,13 @@ NEUTRAL: dict[str, Any] = {
     "n": 1,
     "best_of": 1,
     "stream": False,
-    "echo": False,
     "logprobs": False,
     "top_logprobs": 0,
     "presence_penalty": 0,
     "frequency_penalty": 0,
     "logit_bias": {},
-    "tools": [],
-    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "functions": [],
     "suffix": "",
     "modalities": ["text"],
     "response_format": {"type": "text"},
@@ -53,7 +52,11 @@ def request_of(row: dict[str, Any]) -> dict[str, Any]:
     fields["max_new_tokens"] = _max_tokens(body)
     asked = "messages" if url == CHAT else "prompt"
     fields[asked] = _only(body.get(asked)) if asked == "prompt" else body.get(asked)
-    known = {*SAMPLING, *IGNORED, asked, "max_tokens", "max_completion_tokens"}
+    own = ("tools", "tool_choice") if url == CHAT else ("echo",)
+    fields |= {key: body.get(key) for key in own}
+    if _choice_of_tools(fields.pop("tool_choice", None)) == "none":
+        fields["tools"] = None
+    known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens"}
     for key in body.keys() - known:
         _check_neutral(key, body[key])
     return fields
@@ -62,6 +65,13 @@ def request_of(row: dict[str, Any]) -> dict[str, Any]:
 def _only(prompt: Any) -> Any:
     """The text of a list of one text; several prompts or token ids are refused further on."""
     return prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+
+
+def _choice_of_tools(choice: Any) -> str:
+    """``auto`` or ``none``: nothing here can force the model to call a tool."""
+    if choice not in (None, "auto", "none"):
+        raise RowError("unsupported_option", f"tool_choice = {quote(choice)} is not supported")
+    return choice or "auto"
 
 
 def _max_tokens(body: dict[str, Any]) -> Any:
@@ -86,8 +96,7 @@ def result_of(
     """The row of the result file; its ``id`` ends with the row's index. ``created``: seconds since the epoch."""
     result: dict[str, Any] = {"id": f"batch_req_{record.index}", "custom_id": record.id}
     if isinstance(record, Failure):
-        error = {"code": record.code, "message": record.message}
-        return {**result, "response": None, "error": error}
+        return {**result, **_refused(record)}
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{record.index}",
         "object": "chat.completion" if chat else "text_completion",
@@ -102,6 +111,17 @@ def result_of(
     }
     response = {"status_code": 200, "request_id": f"req_{record.index}", "body": body}
     return {**result, "response": response, "error": None}
+
+
+def _refused(failure: Failure) -> dict[str, Any]:
+    """As the API's error files have it: the status and, in the body, the error. ``error``, which the API fills in
+    where no request was made, says the same, for programs that look only there."""
+    ours = failure.code == "not_a_number"
+    error = {"code": failure.code, "message": failure.message}
+    kind = "server_error" if ours else "invalid_request_error"
+    body = {"error": {**error, "type": kind, "param": None}}
+    response = {"status_code": 500 if ours else 400, "request_id": f"req_{failure.index}"}
+    return {"response": {**response, "body": body}, "error": error}
 
 
 def _choice(record: Generation, chat: bool) -> dict[str, Any]:

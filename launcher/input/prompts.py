@@ -5,12 +5,15 @@ One bad row is one Failure, never the end of a run.
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 from launcher.errors import UsageError
-from launcher.input.files import TO_JSONL, detect_format, find_files, open_input, read_lines, told
+from launcher.input import columnar
+from launcher.input.files import Line, detect_format, find_files, open_input, read_lines, told
 from launcher.input.index import InputIndex
 from launcher.input.indexer import Indexer, Tally
+from launcher.input.rows import ROW_KEYS
 from launcher.job.spec import JobSpec
 from launcher.records import Demand
 
@@ -26,14 +29,17 @@ def build_index(spec: JobSpec, folder: Path, writers: int) -> Demand:
     Raises UsageError for an input that can't be one, PreflightError if it changes meanwhile or the
     index can't be written.
     """
-    _check_formats(spec)
-    paths = find_files(spec.input)
+    files = _files(spec)
     with told("cannot index the input", folder), Indexer(folder, spec.generation) as indexer:
-        for path in paths:
-            indexer.add_file(path, detect_format(path, spec.input.format))
+        for path, form in files:
+            if form in columnar.FORMATS:
+                indexer.add_table(path, form, spec.input.columns)
+            else:
+                indexer.add_file(path, form)
         rows = indexer.tally.rows
         if not rows:
-            raise UsageError("the input holds no rows", where=", ".join(map(str, paths)))
+            names = ", ".join(str(path) for path, _ in files)
+            raise UsageError("the input holds no rows", where=names)
         indexer.fail_duplicates()
         indexer.publish(spec, chunk_rows(rows, writers))
     return indexer.tally.demand()
@@ -48,32 +54,60 @@ def chunk_rows(rows: int, writers: int) -> int:
 def scan(spec: JobSpec, limit_bytes: int) -> Demand:
     """A look at the first ``limit_bytes`` of the input; exact if that is all of it.
 
-    Beyond that, the number of rows is estimated from the files' sizes. Raises UsageError.
+    Beyond that, the number of rows is estimated from the files' sizes; tables know theirs. Raises UsageError.
     """
-    _check_formats(spec)
-    paths = find_files(spec.input)
-    tally, read = Tally(spec.generation), 0
-    for path in paths:
-        form = detect_format(path, spec.input.format)
-        with open_input(path) as file:
-            for line in read_lines(file, len):
-                tally.add(line, form)
-                if read + line.offset >= limit_bytes:
-                    break
-            read += file.tell()
-        if read >= limit_bytes:
-            break
-    total = sum(path.stat().st_size for path in paths)
-    if read >= total:
+    files = _files(spec)
+    lines = [(path, form) for path, form in files if form not in columnar.FORMATS]
+    tables = [(path, form) for path, form in files if form in columnar.FORMATS]
+    tally = Tally(spec.generation)
+    read = _scan_lines(lines, tally, limit_bytes)
+    total = sum(path.stat().st_size for path, _ in lines)
+    rows = max(tally.rows, round(tally.rows * total / read)) if read else 0
+    rows += sum(columnar.count_rows(path, form) for path, form in tables)
+    _scan_tables(tables, spec, tally, limit_bytes - read)
+    if tally.rows >= rows and read >= total:
         return tally.demand()
-    rows = max(tally.rows, round(tally.rows * total / read))
     return Demand(rows, tally.longest, tally.max_new_tokens, exact=False)
 
 
-def _check_formats(spec: JobSpec) -> None:
-    if spec.input.format == "parquet":
-        fix = f"convert the input: {TO_JSONL}"
-        raise UsageError("Parquet input is not supported yet", where="input.format", fix=fix)
+def _scan_lines(files: list[tuple[Path, str]], tally: Tally, limit: int) -> int:
+    """Bytes that were read."""
+    read = 0
+    for path, form in files:
+        with open_input(path) as file:
+            for line in read_lines(file, len):
+                tally.add(line, form)
+                if read + line.offset >= limit:
+                    break
+            read += file.tell()
+        if read >= limit:
+            break
+    return read
+
+
+def _scan_tables(files: list[tuple[Path, str]], spec: JobSpec, tally: Tally, limit: int) -> None:
+    for path, form in files:
+        for number, row in zip(count(1), columnar.rows(path, form, spec.input.columns)):
+            tally.add(Line(number, 0, row.removesuffix(b"\n")), "jsonl")
+            limit -= len(row)
+            if limit <= 0:
+                return
+
+
+def _files(spec: JobSpec) -> list[tuple[Path, str]]:
+    """The input's files with their formats. Raises UsageError, and PreflightError where pyarrow is missing."""
     if spec.output.format == "parquet":
-        fix = "output.format: jsonl, and convert the results afterwards"
-        raise UsageError("Parquet output is not supported yet", where="output.format", fix=fix)
+        columnar.require_pyarrow("output.format: parquet")
+    unknown = [key for key in spec.input.columns if key not in ROW_KEYS]
+    if unknown:
+        known = ", ".join(ROW_KEYS)
+        raise UsageError(f"input.columns: a row has no {unknown[0]!r}", fix=f"it may have: {known}")
+    files = [(path, detect_format(path, spec.input.format)) for path in find_files(spec.input)]
+    lines = [path for path, form in files if form not in columnar.FORMATS]
+    if spec.input.columns and lines:
+        raise UsageError(
+            "input.columns is for Parquet and Arrow files",
+            where=str(lines[0]),
+            fix="rename the keys of the rows instead",
+        )
+    return files

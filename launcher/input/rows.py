@@ -9,10 +9,14 @@ from pydantic import ValidationError
 
 from launcher.input import openai
 from launcher.input.codes import RowError, quote
+from launcher.input.messages import parse_messages, parse_tools
 from launcher.job.spec import GenerationSpec
 from launcher.records import Failure, Request, Sampling
 
 KEYS = GenerationSpec.model_fields.keys()
+# All keys of a row that mean something; a table's other columns are not even read.
+PROMPT_KEYS = ("prompt", "messages")  # one of them
+ROW_KEYS = ("id", *PROMPT_KEYS, "tools", "echo", *KEYS)
 MAX_ID = 1024
 MAX_NEW_TOKENS = 1 << 20
 
@@ -32,9 +36,10 @@ def parse_row(data: bytes, form: str, index: int, defaults: GenerationSpec) -> R
             row = openai.request_of(row)
         prompt, messages = _prompt(row)
         sampling = _sampling(row, defaults, index)
+        tools, echo = parse_tools(row.get("tools"), messages), _echo(row, prompt)
         if escapes:
-            _check_characters([prompt, messages, sampling.stop])
-        return Request(index, row_id, sampling, prompt, messages)
+            _check_characters([prompt, messages, sampling.stop, tools])
+        return Request(index, row_id, sampling, prompt, messages, tools, echo)
     except RowError as error:
         return Failure(index, row_id, error.code, str(error))
     except RecursionError:
@@ -96,9 +101,7 @@ def _prompt(row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | Non
     if prompt is not None and messages is not None:
         raise RowError("two_prompts", "a row has a prompt or messages, not both")
     if messages is not None:
-        if not isinstance(messages, list) or not messages:
-            raise RowError("bad_messages", "messages must be a list with at least one message")
-        return None, [_message(number, message) for number, message in enumerate(messages)]
+        return None, parse_messages(messages)
     if prompt is None or prompt == "":
         raise RowError(
             "no_prompt", "the prompt is empty" if prompt == "" else "no prompt and no messages"
@@ -108,30 +111,13 @@ def _prompt(row: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | Non
     return prompt, None
 
 
-def _message(number: int, message: Any) -> dict[str, Any]:
-    """Other keys than role and content are the chat template's."""
-    if not isinstance(message, dict):
-        raise RowError(
-            "bad_messages", f"messages[{number}] must be an object, not {quote(message)}"
-        )
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise RowError("bad_messages", f"messages[{number}].role must be text, not {quote(role)}")
-    if isinstance(content, list):
-        return {**message, "content": "\n".join(_part(number, part) for part in content)}
-    if not isinstance(content, str):
-        raise RowError(
-            "bad_messages", f"messages[{number}].content must be text, not {quote(content)}"
-        )
-    return message
-
-
-def _part(number: int, part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise RowError(
-        "bad_messages", f"messages[{number}].content has a part that is not text: {quote(part)}"
-    )
+def _echo(row: dict[str, Any], prompt: str | None) -> bool:
+    echo = row.get("echo") or False
+    if not isinstance(echo, bool):
+        raise RowError("bad_echo", f"echo must be true or false, not {quote(echo)}")
+    if echo and prompt is None:
+        raise RowError("bad_echo", "echo needs a prompt: messages are not the beginning of a text")
+    return echo
 
 
 def _sampling(row: dict[str, Any], defaults: GenerationSpec, index: int) -> Sampling:

@@ -75,9 +75,13 @@ class InputSpec(Section):
     """The prompts."""
 
     path: str | list[str] = Field(
-        description="a file, a list of files, or a glob; relative to the spec"
+        description="a file, a dataset's folder, a list of them, or a glob; relative to the spec"
     )
-    format: Literal["auto", "jsonl", "openai", "parquet", "text"] = "auto"
+    format: Literal["auto", "jsonl", "openai", "parquet", "arrow", "text"] = "auto"
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="of Parquet and Arrow files: row key to column, such as prompt: question",
+    )
     template: str = Field("auto", description="chat template: auto, none, or a file")
 
 
@@ -120,6 +124,21 @@ class LimitsSpec(Section):
     drain: Seconds = 60.0
 
 
+class NotifySpec(Section):
+    """Whom to tell when a run ends; mail is Slurm's own (slurm.mail_type)."""
+
+    command: str | None = Field(
+        None,
+        min_length=1,
+        description="shell line, run where the run ended, with LAUNCHER_RUN, LAUNCHER_NAME, LAUNCHER_STATE, "
+        "LAUNCHER_ROWS, LAUNCHER_FAILED_ROWS and LAUNCHER_MESSAGE in its environment",
+    )
+    on: list[Literal["complete", "failed", "stopped"]] = Field(
+        ["complete", "failed"],
+        description="complete: every row is accounted for; failed: an attempt failed; stopped: cancelled, or out of restarts",
+    )
+
+
 class JobSpec(Section):
     """One job spec, as written: paths and the site profile are resolved by job/load.py."""
 
@@ -134,6 +153,7 @@ class JobSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()
+    notify: NotifySpec = NotifySpec()
 
     def with_model(self, path: str, revision: str | None) -> JobSpec:
         """This spec with its model at ``path``, at that revision."""

@@ -21,11 +21,12 @@ MOST_PROBLEMS = 20
 def write_manifest(run: Run, counts: Counts) -> None:
     """Declare the run complete: call it when all other files are there. Raises PreflightError."""
     with told("cannot write the manifest", run.path, "make room there; nothing is lost"):
+        index = InputIndex(run.input)
         manifest = {
             "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
             "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
-            "sha256": {path.name: _sha256(path) for path in (run.outputs, run.errors)},
-            "input": _input(InputIndex(run.input)),
+            "sha256": {path.name: _sha256(path) for path in _results_of(run, index)},
+            "input": _input(index),
         }
         write_json(run.manifest, manifest)
 
@@ -44,11 +45,12 @@ def verify(run: Run) -> list[str]:
 
 
 def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator[str]:
-    absent = [path.name for path in (run.outputs, run.errors) if not path.is_file()]
+    results = _results_of(run, index)
+    absent = [path.name for path in results if not path.is_file()]
     yield from (f"{name} is missing" for name in absent)
     if absent:
         return
-    for path in (run.outputs, run.errors):
+    for path in results:
         if _sha256(path) != manifest["sha256"][path.name]:
             yield f"{path.name} is not the file that the manifest names"
     if manifest["input"] != _input(index):
@@ -56,6 +58,11 @@ def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator
     if manifest["rows"]["total"] != len(index):
         yield f"the manifest counts {manifest['rows']['total']} rows, the input has {len(index)}"
     yield from _row_problems(run, index)
+
+
+def _results_of(run: Run, index: InputIndex) -> list[Path]:
+    table = [run.table] if index.meta.output_format == "parquet" else []
+    return [run.outputs, run.errors, *table]
 
 
 def _row_problems(run: Run, index: InputIndex) -> Iterator[str]:

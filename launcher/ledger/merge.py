@@ -14,6 +14,7 @@ from launcher.input.index import InputIndex, Kind
 from launcher.input.results import Record, decode_line, read_head, result_row
 from launcher.ledger.attempts import Fences
 from launcher.ledger.reader import Scan
+from launcher.ledger.table import write_table
 from launcher.records import Failure
 from launcher.run import Run, create_exclusive, publish, read_json, sync_file
 
@@ -30,7 +31,7 @@ class Counts:
 
 
 def merge(run: Run) -> Counts | None:
-    """Write outputs.jsonl and errors.jsonl; None, and nothing written, if rows are missing.
+    """Write outputs.jsonl, errors.jsonl and, if asked for, outputs.parquet; None, and nothing written, if rows are missing.
 
     The first merge that finds every row notes how far it read each journal. From then on nothing that
     anybody appends is looked at, so all merges write the same bytes. Raises PreflightError.
@@ -110,6 +111,9 @@ def _write(run: Run, index: InputIndex, found: _Found) -> Counts:
                 prompt_tokens += record.prompt_tokens
                 completion_tokens += record.completion_tokens
     readers.close()
+    if form == "parquet":
+        with publish(run.table) as table:
+            write_table(run.outputs, table)
     return Counts(len(index), ok, len(index) - ok, prompt_tokens, completion_tokens)
 
 

@@ -1,56 +1,48 @@
-"""sdpa in pieces: rows of similar length attend together, so that short rows do not pay for a long one,
-and prompts that are laid end to end attend each to itself."""
+"""sdpa in pieces: rows that lie end to end attend each to its own part of the cache, where it is stored.
+
+Rows that feed one token go in groups of similar length, so that short rows do not pay for a long one; their query
+heads that share a KV head go as the queries of that one head.
+"""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from launcher.errors import PreflightError
 
 NAME = "launcher_sdpa"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a forward pass that sees nothing of the others: rows of its batch, queries, keys."""
+    """A part of a forward pass that sees nothing of the others: ``queries`` of the tokens and the first ``length``
+    positions of ``rows`` of the cache, one query for each of them or all for the only one. ``mask`` is its part of
+    the flat mask, None where every token sees all that are before it."""
 
     rows: slice
     queries: slice
-    keys: slice
+    length: int
+    mask: slice | None
+
+    @property
+    def count(self) -> int:
+        return self.queries.stop - self.queries.start
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of a pass in their order along ``dim`` of the result: 0 rows, 1 queries."""
+    """The pieces of a pass in the order of its tokens, and how many numbers their masks have."""
 
     parts: list[Piece]
-    dim: int
-
-    @classmethod
-    def of_rows(cls, lengths: list[list[int]]) -> Pieces:
-        """One query per row; ``lengths`` are the positions of each row, in groups that attend together."""
-        ends = accumulate(map(len, lengths))
-        parts = [
-            Piece(slice(end - len(group), end), slice(None), slice(max(group)))
-            for group, end in zip(lengths, ends, strict=True)
-        ]
-        return cls(parts, dim=0)
-
-    @classmethod
-    def of_queries(cls, counts: list[int], lengths: list[int]) -> Pieces:
-        """Sequences end to end in one row: each has ``counts`` queries and ``lengths`` keys."""
-        ends = zip(accumulate(counts), accumulate(lengths), strict=True)
-        parts = [
-            Piece(slice(None), slice(last - count, last), slice(key - length, key))
-            for (last, key), count, length in zip(ends, counts, lengths, strict=True)
-        ]
-        return cls(parts, dim=1)
+    numbers: int
 
 
 def attend_in_pieces(
@@ -62,21 +54,76 @@ def attend_in_pieces(
     pieces: Pieces | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa on each piece; (b, q, heads, width) as from the whole, since the mask hides the rest."""
-    if pieces is None or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    """(1, t, heads, width) for queries (1, heads, t, width), and keys and values as they are stored, (rows, kv heads,
+    positions, width). ``attention_mask`` is flat, (1, 1, 1, n). Without ``pieces`` it is transformers' sdpa.
+
+    Raises PreflightError for a model that does not hand the mask on as it is.
+    """
+    if pieces is None:
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return found, None
+    numbers = -1 if attention_mask is None else attention_mask.numel()
+    if attention_mask is None or numbers != pieces.numbers:
+        raise PreflightError(
+            f"{type(module).__name__} changes its attention mask",
+            where="model.attention",
+            fix="set model.attention to eager",
+        )
+    flat = attention_mask[0, 0, 0]
     results = [
-        sdpa_attention_forward(
+        _attend(
             module,
-            query[part.rows, :, part.queries],
-            key[part.rows, :, part.keys],
-            value[part.rows, :, part.keys],
-            attention_mask[part.rows, :, part.queries, part.keys],
-            **options,
-        )[0]
+            query[:, :, part.queries],
+            key[part.rows, :, : part.length],
+            value[part.rows, :, : part.length],
+            None if part.mask is None else flat[part.mask],
+            options,
+        )
         for part in pieces.parts
     ]
-    return torch.cat(results, dim=pieces.dim), None
+    return results[0] if len(results) == 1 else torch.cat(results, dim=1), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """(1, q, heads, width) for one piece: queries (1, heads, q, width), keys (rows, kv heads, s, width)."""
+    _, heads, count, width = query.shape
+    rows, kv_heads, length, _ = key.shape
+    if rows == 1 and (count > 1 or heads == kv_heads):
+        mask = None if mask is None else mask.view(1, 1, count, length)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    shared = heads // kv_heads
+    query = query[0].transpose(0, 1).reshape(rows, kv_heads, shared, width)
+    mask = None if mask is None else mask.view(rows, 1, 1, length)
+    scale = options.get("scaling")
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and scale and shared > 1:
+        found = _attend_on_cpu(query, key, value, mask, scale)
+    else:
+        wide = None if mask is None else mask.expand(-1, -1, shared, -1)
+        found = scaled_dot_product_attention(query, key, value, attn_mask=wide, scale=scale)
+    return found.reshape(1, rows, heads, value.shape[3])
+
+
+def _attend_on_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Softmax attention for a few queries per KV head, in bf16: products of keys with queries read the keys as they
+    lie, while sdpa's of queries with keys reorder all keys first, which takes 1.4 times as long
+    (benchmarks/attention.py)."""
+    scores = torch.matmul(key, query.transpose(2, 3)).transpose(2, 3).float() * scale
+    if mask is not None:
+        scores += mask
+    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
 def use_pieces(model: Any) -> bool:

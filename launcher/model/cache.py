@@ -32,6 +32,47 @@ class Access(Protocol):
 
 
 @dataclass
+class Ragged:
+    """Tokens of some rows end to end, ``new`` is (1, heads, sum of counts, width), and attention that finds each
+    row by itself: what comes back is all that is stored. The first ``singles`` rows have one token each, the last
+    one of theirs; ``starts`` and ``counts`` are those of every row."""
+
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+    singles: int
+    _copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.past = max(self.starts)
+        ends = [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+        self.length = max(ends)
+        fresh = zip(self.rows, self.starts, ends, strict=True)
+        self._fresh = [(row, end) for row, start, end in fresh if not start]
+
+    def exchange(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        for row, end in self._fresh:
+            stored[row, :, end:] = 0
+        if self.singles:
+            rows, positions = self._singles_on(new.device)
+            stored[rows, :, positions] = new[0, :, : self.singles].transpose(0, 1)
+        first = self.singles
+        for row, start, count in zip(
+            self.rows[first:], self.starts[first:], self.counts[first:], strict=True
+        ):
+            stored[row, :, start : start + count] = new[0, :, first : first + count]
+            first += count
+        return stored
+
+    def _singles_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if device not in self._copies:
+            places = torch.tensor([self.rows[: self.singles], self.starts[: self.singles]])
+            rows, positions = places.to(device, non_blocking=True)
+            self._copies[device] = rows, positions
+        return self._copies[device]
+
+
+@dataclass
 class Together:
     """One token for each of the first b rows: ``new`` is (b, heads, 1, width), and so is what comes
     back with the longest row's positions. ``positions`` (b,) says where each token goes."""

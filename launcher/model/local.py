@@ -23,7 +23,7 @@ class LocalStepModel:
     def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 512) -> None:
         self._runner = StageRunner(model, batch, pack=pack)
         self._timer = timer(recorder, self._runner.device)
-        self._finished: deque[_Tokens] = deque()
+        self._finished: deque[Tokens] = deque()
         self._steps = 0
 
     def launch(self, step: Step) -> None:
@@ -32,7 +32,7 @@ class LocalStepModel:
             self._timer.span(step.kind, 0, step.group, self._steps),
             torch.inference_mode(),
         ):
-            self._finished.append(_Tokens(draw(self._runner.run(step), step.sampling)))
+            self._finished.append(Tokens(draw(self._runner.run(step), step.sampling)))
         self._steps += 1
 
     def collect(self) -> torch.Tensor:
@@ -48,7 +48,7 @@ class LocalStepModel:
         self._runner.close()
 
 
-class _Tokens:
+class Tokens:
     """Tokens on their way to the CPU; the copy is queued at once, so it waits for no later step."""
 
     def __init__(self, tokens: torch.Tensor) -> None:

@@ -44,6 +44,25 @@ class Masks:
             return {kind: self._form(places, kind, dtype) for kind in self.kinds}
         return self._form(places, self._only_kind(), dtype)
 
+    def flat(self, queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> Mask:
+        """(1, 1, 1, n) numbers to add, for n pairs of a query's and a key's position, (n,) each, of the same row; a
+        dict by kind where layers differ."""
+
+        def additive(kind: str) -> torch.Tensor:
+            hidden = ~self._visible(queries, keys, kind)
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            return zeros.masked_fill_(hidden, -torch.inf)[None, None, None]
+
+        if self.kinds is not None:
+            return {kind: additive(kind) for kind in self.kinds}
+        return additive(self._only_kind())
+
+    def is_causal(self, length: int) -> bool:
+        """Whether each token of a sequence so long sees all that are before it, in every layer."""
+        kinds = self.kinds if self.kinds is not None else [self._only_kind()]
+        reach = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        return all(length <= getattr(self.config, reach[kind]) for kind in kinds if kind in reach)
+
     def _only_kind(self) -> str:
         if getattr(self.config, "sliding_window", None) is not None:
             return "sliding_attention"
@@ -61,12 +80,17 @@ class Masks:
 
     def _allowed(self, places: Places, kind: str) -> torch.Tensor:
         query, key = places.query_positions[:, :, None], places.key_positions[:, None, :]
-        allowed = key <= query
+        allowed = self._visible(query, key, kind)
         if places.query_rows is not places.key_rows:
             allowed &= places.query_rows[:, :, None] == places.key_rows[:, None, :]
+        return allowed
+
+    def _visible(self, query: torch.Tensor, key: torch.Tensor, kind: str) -> torch.Tensor:
+        """Whether queries at these positions see keys of their own row at those."""
+        visible = key <= query
         if kind == "sliding_attention":
-            allowed &= key > query - self.config.sliding_window
+            visible &= key > query - self.config.sliding_window
         elif kind == "chunked_attention":
             size = self.config.attention_chunk_size
-            allowed &= key // size == query // size
-        return allowed
+            visible &= key // size == query // size
+        return visible

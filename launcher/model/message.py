@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,13 @@ class Message:
     step: Step
     number: int
     hidden: torch.Tensor
+
+    def announced(self) -> Step:
+        """The step of a message that was made by ``announce``, with its tokens."""
+        step = self.step
+        tokens = torch.zeros(step.tokens.shape, dtype=torch.int64)
+        tokens[torch.arange(tokens.shape[1]) < step.counts[:, None]] = self.hidden[:, 0]
+        return replace(step, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,18 @@ class Form:
 
     def _hidden(self, data: torch.Tensor, tokens: int) -> torch.Tensor:
         return data.view(self.dtype)[: tokens * self.width].view(tokens, self.width)
+
+
+STEPS_FORM = Form(
+    1, torch.int64
+)  # of steps that are told with their tokens in place of hidden states
+
+
+def announce(step: Step, number: int) -> torch.Tensor:
+    """``step`` for a rank that computes the same: its tokens and no sampling, as only one rank draws."""
+    valid = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
+    told = replace(step, sampling=None)
+    return STEPS_FORM.pack(Message(told, number, step.tokens[valid][:, None]))
 
 
 def stop() -> torch.Tensor:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from launcher.model.attention import Pieces, use_pieces
+from launcher.model.attention import use_pieces
 from launcher.model.cache import Packed, SlotCache, Together
 from launcher.model.masks import Mask, Masks, Places
+from launcher.model.ragged import Ragged, ranges
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
-
-SHORT = 64  # rows of fewer positions attend together, then those of up to twice as many, and so on
 
 
 class StageRunner:
@@ -23,9 +23,10 @@ class StageRunner:
     ``first`` and ``last`` say which ends of the model it has; a whole model has both. Layers may be
     spread over devices by accelerate's hooks.
 
-    Decoding feeds one token per row, each at its own position. Prefill feeds no padding either: rows are
-    laid end to end, as many as ``pack`` tokens hold, and the mask keeps them apart. Where the model can,
-    attention goes in pieces (see attention.py). The head sees one position per row. The stages of one model must be given the same
+    Tokens are laid end to end, without padding, and each row attends to its own part of the cache (see ragged.py and
+    attention.py). A model that can't attend so is run in two passes where a step has rows of one token and
+    others: rows of one token side by side; and others end to end, as many as ``pack`` tokens hold, with a mask that
+    keeps them apart. The head sees one position per row. The stages of one model must be given the same
     steps in the same order and the same ``pack``; then they compute what the whole model does, bit for bit.
     """
 
@@ -54,37 +55,76 @@ class StageRunner:
         """
         assert (hidden is None) == self._first, "the first stage takes tokens, others hidden states"
         cache = self._caches[step.group]
+        inputs = _end_to_end(step) if hidden is None else hidden
         with torch.inference_mode():
-            if step.tokens.shape[1] == 1:
-                return self._together(cache, step, hidden)
-            return self._packed(cache, step, hidden)
+            if self._in_pieces:
+                return self._ragged(cache, step, inputs)
+            return self._apart(cache, step, inputs)
+
+    def cache(self, group: int) -> SlotCache:
+        """The KV cache of a group."""
+        return self._caches[group]
 
     def close(self) -> None:
         """Give the caches and the model up."""
         self._caches.clear()
         self._body = None
 
-    def _together(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
-        """One token per row, all rows at once, in an order that has rows of similar length together."""
-        slots, starts = step.slots.tolist(), step.starts.tolist()
-        groups = _by_length(slots, starts) if self._in_pieces else [slots]
-        cache.gather(groups)
+    def _ragged(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        """All rows in one pass. ``inputs``: the step's tokens (t,) or hidden states (t, d)."""
+        layout = Ragged.of(step, cache, self._masks)
+        positions = self._send(layout.positions())
+        tokens = layout.tokens()
+        moved = bool((tokens.diff() != 1).any())
+        if moved:
+            inputs = inputs[tokens.to(inputs.device)]
+        mask = layout.mask(self._masks, positions, self.dtype)
+        ends = self._send(layout.ends()) if self._last else None
+        cache.begin(layout.access)
+        options = {"pieces": layout.pieces}
+        result = self._forward(
+            cache, self._send(inputs)[None], positions[None], mask, ends, options
+        )
+        if moved and not self._last:
+            result = result[:, self._send(tokens.argsort())]
+        return result[0]
+
+    def _apart(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        """Rows of one token in one pass, others in other ones. ``inputs`` as for ``_ragged``."""
+        single = step.counts == 1
+        if single.all():
+            return self._together(cache, step, inputs)
+        if not single.any():
+            return self._packed(cache, step, inputs)
+        of_single = single.repeat_interleave(step.counts)
+        results = []
+        for run, rows, tokens in (
+            (self._together, single, of_single),
+            (self._packed, ~single, ~of_single),
+        ):
+            some = replace(
+                step, **{name: getattr(step, name)[rows] for name in ("slots", "starts", "counts")}
+            )
+            results.append(run(cache, some, inputs[tokens.to(inputs.device)]))
+        mine = single if self._last else of_single
+        order = torch.cat([mine.nonzero()[:, 0], (~mine).nonzero()[:, 0]]).argsort()
+        return torch.cat(results)[self._send(order)]
+
+    def _together(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
+        """One token per row, all rows at once."""
+        slots = step.slots.tolist()
+        cache.gather([slots])
         rows = torch.tensor(cache.rows(slots))
         order = rows.argsort()
         access = Together(step.starts[order])
         positions = self._send(access.positions)[:, None]
         keys = torch.arange(access.length, device=self.device)[None]
         mask = self._masks.build(Places(keys, positions, keys, keys), self.dtype)
-        inputs = step.tokens[order] if hidden is None else hidden[order.to(hidden.device)][:, None]
         cache.begin(access)
-        options: dict[str, Any] = {}
-        if len(groups) > 1:
-            lengths = dict(zip(slots, (start + 1 for start in starts), strict=True))
-            options["pieces"] = Pieces.of_rows([[lengths[slot] for slot in of] for of in groups])
-        result = self._forward(cache, self._send(inputs), positions, mask, options)
-        return result[:, -1][self._send(rows)]
+        inputs = self._send(inputs[order.to(inputs.device)])[:, None]
+        return self._forward(cache, inputs, positions, mask)[:, -1][self._send(rows)]
 
-    def _packed(self, cache: SlotCache, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+    def _packed(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
         """Several tokens per row, rows end to end."""
         results = []
         rows = cache.rows(step.slots.tolist())
@@ -93,37 +133,24 @@ class StageRunner:
         for part in _parts(counts, self._pack):
             access = Packed(rows[part], starts[part], counts[part])
             size = sum(access.counts)
-            inputs = (
-                _end_to_end(step.tokens[part], access.counts)
-                if hidden is None
-                else hidden[done : done + size]
-            )
+            results.append(self._pack_of(cache, access, inputs[done : done + size]))
             done += size
-            results.append(self._pack_of(cache, access, inputs))
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _pack_of(self, cache: SlotCache, access: Packed, inputs: torch.Tensor) -> torch.Tensor:
         """One forward pass over some rows."""
-        positions = self._send(_ranges(access.starts, access.counts))
+        positions = self._send(ranges(access.starts, access.counts))
         # Without a mask the model makes its own, from what the cache says of its length: with one
         # row that is right for every kind of layer, and lets attention take its fastest path.
-        mask: Mask | None = None
-        options: dict[str, Any] = {}
-        if len(access.rows) > 1:
-            mask = self._packed_mask(access, positions)
-            if self._in_pieces:
-                options["pieces"] = Pieces.of_queries(access.counts, access.lengths)
-        ends = self._send(torch.tensor(access.counts).cumsum(0) - 1)
-        if self._last and self._keeps_logits:
-            options["logits_to_keep"] = ends
+        mask = self._packed_mask(access, positions) if len(access.rows) > 1 else None
+        ends = self._send(torch.tensor(access.counts).cumsum(0) - 1) if self._last else None
         cache.begin(access)
-        result = self._forward(cache, self._send(inputs)[None], positions[None], mask, options)[0]
-        return result[ends] if self._last and not self._keeps_logits else result
+        return self._forward(cache, self._send(inputs)[None], positions[None], mask, ends)[0]
 
     def _packed_mask(self, access: Packed, positions: torch.Tensor) -> Mask:
         lengths = access.lengths
         query_rows, key_rows = self._send(_numbers(access.counts)), self._send(_numbers(lengths))
-        keys = self._send(_ranges([0] * len(lengths), lengths))
+        keys = self._send(ranges([0] * len(lengths), lengths))
         places = Places(query_rows[None], positions[None], key_rows[None], keys[None])
         return self._masks.build(places, self.dtype)
 
@@ -133,20 +160,23 @@ class StageRunner:
         inputs: torch.Tensor,
         positions: torch.Tensor,
         mask: Mask | None,
-        options: dict[str, Any],
+        ends: torch.Tensor | None = None,
+        options: dict[str, Any] | None = None,
     ) -> torch.Tensor:
-        """Hidden states (b, q, d), or on the last stage logits (b, q, vocabulary). ``inputs`` are
-        tokens (b, q) or hidden states (b, q, d)."""
+        """Hidden states (b, q, d), or on the last stage logits (b, q, vocabulary), of ``ends`` alone where they are
+        given. ``inputs`` are tokens (b, q) or hidden states (b, q, d)."""
+        if ends is not None and self._keeps_logits:
+            options = {**(options or {}), "logits_to_keep": ends}
         output = self._body(
             **{"input_ids" if self._first else "inputs_embeds": inputs},
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **options,
+            **(options or {}),
         )
         result: torch.Tensor = output.logits if self._last else output.last_hidden_state
-        return result
+        return result if ends is None or self._keeps_logits else result[:, ends]
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -165,14 +195,6 @@ def main_device(model: Any) -> torch.device:
     return torch.device("cpu") if spread else model.device
 
 
-def _by_length(slots: list[int], lengths: list[int]) -> list[list[int]]:
-    """Slots whose lengths need the same number of doublings of SHORT, the short ones first."""
-    groups: dict[int, list[int]] = {}
-    for slot, length in zip(slots, lengths, strict=True):
-        groups.setdefault((length // SHORT).bit_length(), []).append(slot)
-    return [groups[size] for size in sorted(groups)]
-
-
 def _parts(counts: list[int], most: int) -> Iterator[slice]:
     """Neighbours that hold at most ``most`` tokens together, or one row that holds more."""
     first, held = 0, 0
@@ -184,16 +206,9 @@ def _parts(counts: list[int], most: int) -> Iterator[slice]:
     yield slice(first, len(counts))
 
 
-def _end_to_end(tokens: torch.Tensor, counts: list[int]) -> torch.Tensor:
+def _end_to_end(step: Step) -> torch.Tensor:
     """The valid tokens of every row, one row after the other."""
-    return torch.cat([row[:count] for row, count in zip(tokens, counts, strict=True)])
-
-
-def _ranges(starts: list[int], counts: list[int]) -> torch.Tensor:
-    """start, start + 1 ... of every row, end to end."""
-    return torch.cat(
-        [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
-    )
+    return step.tokens[torch.arange(step.tokens.shape[1]) < step.counts[:, None]]
 
 
 def _numbers(counts: list[int]) -> torch.Tensor:

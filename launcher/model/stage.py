@@ -29,6 +29,7 @@ from torch import nn
 
 from launcher.errors import PreflightError
 from launcher.job.spec import ModelSpec
+from launcher.model.sharding import Sharding
 from launcher.model.weights import Loading, load_config, load_model
 from launcher.plan.splittable import can_split
 
@@ -43,17 +44,23 @@ def load_stage(
     layers: tuple[int, int],
     total: int,
     device: int | str = "cpu",
+    sharding: Sharding | None = None,
 ) -> Any:
     """Layers ``layers[0]`` to ``layers[1]``, both included, of the CausalLM of ``spec.path``, in eval mode.
 
     ``total`` is the number of the model's layers, ``device`` "cpu" or a GPU's index. The stage with layer 0
-    has the embedding, the one with the last layer has norm and head. Only the stage's own tensors are read.
-    For StageRunner, which knows how to feed it. Raises what ``load_model`` does, for the stage's own
-    weights; PreflightError if the model can't be split so.
+    has the embedding, the one with the last layer has norm and head. With ``sharding`` it is this rank's
+    shard of all that. Only the rank's own part is read. For StageRunner, which knows how to feed it.
+    Raises what ``load_model`` does, for the stage's own weights; PreflightError if the model can't be split so.
     """
     part = _Part(layers[0], layers[1], total)
     config = load_config(spec)
-    model = load_model(spec, Loading(dtype, {"": device}), _stage_class(_class_of(config), part))
+    kind = _stage_class(_class_of(config), part, sharding)
+    model = load_model(spec, Loading(dtype, {"": device}), kind)
+    if sharding is not None:
+        sharding.settle(model)
+    if len(part) == total:
+        return model
     decoder = _decoder_of(model)
     name, kept = _layers_of(decoder, len(part))
     # While loading they had their names in the checkpoint; code that runs numbers them from 0.
@@ -92,15 +99,18 @@ def _class_of(config: Any) -> type:
     return found
 
 
-def _stage_class(whole: type, part: _Part) -> type:
-    """``whole`` without the layers of other stages; they are gone before anything is read.
+def _stage_class(whole: type, part: _Part, sharding: Sharding | None) -> type:
+    """``whole`` without the layers of other stages and other ranks' shards; they are gone before anything is read.
 
     Name and module are the original's: by them the library finds how to rename a checkpoint's keys.
     """
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)  # type: ignore[misc]
-        _prune(self, part)
+        if len(part) < part.total:
+            _prune(self, part)
+        if sharding is not None:
+            sharding.cut(self)
 
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -58,6 +58,18 @@ class StepModel(Protocol):
     def collect(self) -> torch.Tensor: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SweepModel(StepModel, Protocol):
+    """A StepModel whose steps run together: ``collect`` runs all that were launched in one sweep over the weights.
+
+    ``on_progress`` is called while a sweep lasts, which may be minutes; ``figures`` are for the rank's status.
+    """
+
+    on_progress: Callable[[], None]
+
+    def figures(self) -> dict[str, float]: ...
 
 
 class Server(Protocol):

@@ -59,7 +59,7 @@ def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             dtype=getattr(torch, loading.dtype) if loading.dtype != "auto" else "auto",
-            attn_implementation=_attention(spec),
+            attn_implementation=attention_of(spec),
             # accelerate knows no device map that is all CPU; such a model is loaded plainly.
             device_map=None if places <= {"cpu"} else loading.device_map,
             offload_folder=loading.offload_dir,
@@ -68,7 +68,12 @@ def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
         raise _refused(spec.path, error) from error
-    _check(spec.path, model, info)
+    check_loaded(spec.path, model, info)
+    return settled(model, spec)
+
+
+def settled(model: Any, spec: ModelSpec) -> Any:
+    """``model`` in eval mode, attending as ``spec`` says where it can."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         # sdpa leaves the caps out, in older versions without a word.
         model.set_attn_implementation("eager")
@@ -78,7 +83,7 @@ def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
     return model.eval()
 
 
-def _attention(spec: ModelSpec) -> str | None:
+def attention_of(spec: ModelSpec) -> str | None:
     """None lets the model choose: sdpa, or eager where the model has something that sdpa lacks."""
     if spec.attention == "flash_attention_2":
         raise PreflightError(
@@ -89,7 +94,9 @@ def _attention(spec: ModelSpec) -> str | None:
     return "eager" if spec.attention == "eager" else None
 
 
-def _check(path: str, model: Any, info: dict[str, Any]) -> None:
+def check_loaded(path: str, model: Any, info: dict[str, Any]) -> None:
+    """Raises WeightsError where ``info``, as transformers' loader gives it, says that a weight of ``model`` is
+    missing, has another shape, or would be left out."""
     missing = info["missing_keys"]
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     unexpected = [key for key in info["unexpected_keys"] if _belongs(model, key)]

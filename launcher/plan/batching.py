@@ -13,7 +13,10 @@ from launcher.records import Demand
 # and its special tokens take so many more.
 TEMPLATE_TOKENS = 256
 MOST_SLOTS = {"cuda": 256, "cpu": 32}  # more sequences hardly add tokens per second
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = {
+    "cuda": 512,
+    "cpu": 128,
+}  # tokens of a step, those of sequences that decode included
 
 
 def largest_batch(
@@ -29,13 +32,15 @@ def largest_batch(
     rows = -(
         -demand.rows // (spec.parallel.replicas * groups)
     )  # no more slots than rows to fill them
-    chunk = PREFILL_CHUNK if spec.batch.prefill_chunk == "auto" else spec.batch.prefill_chunk
-    slots = spec.batch.slots
+    chunk = spec.batch.prefill_chunk
+    slots = (
+        max(1, min(MOST_SLOTS[device], rows)) if spec.batch.slots == "auto" else spec.batch.slots
+    )
     return Batch(
         groups=groups,
-        slots=max(1, min(MOST_SLOTS[device], rows)) if slots == "auto" else slots,
+        slots=slots,
         max_length=length,
-        prefill_chunk=min(chunk, length),
+        prefill_chunk=min(PREFILL_CHUNK[device] if chunk == "auto" else chunk, slots * length),
     )
 
 

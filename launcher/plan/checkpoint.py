@@ -14,7 +14,7 @@ from launcher.errors import WeightsError
 from launcher.plan.complete import missing_tensors, wrong_shapes
 from launcher.plan.dims import Config, Dims, text_config
 from launcher.plan.headers import TensorInfo, check_header, inside, parse_json, read_header
-from launcher.plan.outline import HEAD, Outline, layer_prefix, outline
+from launcher.plan.outline import HEAD, Outline, Part, layer_prefix, outline
 from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
 
 Found = TypeVar("Found")
@@ -150,10 +150,11 @@ class Checkpoint:
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def outline(self, width: int) -> Outline:
-        """The tree of modules that placement cuts, ``width`` bytes per element. Raises WeightsError."""
+    def outline(self, width: int, part: Part = lambda _, shape: shape) -> Outline:
+        """The tree of modules that placement cuts, ``width`` bytes per element, of each tensor the ``part``
+        that is held. Raises WeightsError."""
         return _understood(
-            lambda config: outline(config, self.shapes, width), self.config, self.where
+            lambda config: outline(config, self.shapes, width, part), self.config, self.where
         )
 
     def dtype(self, asked: str = "auto") -> str:

@@ -99,6 +99,16 @@ def link_seconds(
     return rates.latency_s + size / (rates.far_link if far else rates.link)
 
 
+def exchange_seconds(model: Model, batch: Batch, rates: Rates, ranks: int, far: bool) -> float:
+    """Until the ``ranks`` of a tensor group have added up what they made of a layer in a decode step, behind its
+    attention and behind its MLP; ``far``: they are on several nodes."""
+    if ranks == 1:
+        return 0.0
+    # Every rank sends all parts but its own twice: to be added up, and as sums.
+    size = 2 * (ranks - 1) / ranks * batch.slots * model.dims.hidden * model.width
+    return 2 * (rates.latency_s + size / (rates.far_link if far else rates.link))
+
+
 def _visited(model: Model, layer: Module) -> float:
     """Elements of a layer that one token is multiplied with: of its experts only those that it visits."""
     dims = model.dims

@@ -69,6 +69,12 @@ def named_gpus() -> list[Gpu]:
     return found
 
 
+def cpu_name() -> str:
+    """What this machine's CPU calls itself."""
+    fields = dict(_pair(line) for line in Path("/proc/cpuinfo").read_text().splitlines())
+    return fields.get("model name") or os.uname().machine
+
+
 def memory_here() -> tuple[int, int]:
     """Bytes of memory that this machine has, and that this process can still take, by its cgroups too."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
 """What a replica takes on each of its devices: weights, KV cache, activations, and what the framework keeps.
 
-The figures follow what model/local.py does: a decode step feeds one token of every slot, a prefill
-step ``prefill_chunk`` tokens in all, of which only a prompt longer than that is cut. No torch.
+The figures follow what the engine does: a step feeds one token of every slot that decodes, and of prompts what
+these leave of ``prefill_chunk`` tokens. No torch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from launcher.plan.shapes import Family, family, is_tied, parameters
 # What a base model is called inside its CausalLM class, for checkpoints that leave the prefix away.
 BASES = {"h": "transformer", "blocks": "transformer"}
 EMBEDDING = re.compile(r"embed|wte|wpe|word_emb|tok_emb")
+Part = Callable[[str, tuple[int, ...]], tuple[int, ...]]  # of a tensor's name and shape
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|score)$")
 
 
@@ -63,15 +64,23 @@ class Outline:
         return [module for module in self.root.leaves() if module.layer is not None]
 
 
-def outline(config: Config, shapes: Mapping[str, tuple[int, ...]], width: int) -> Outline:
+def outline(
+    config: Config,
+    shapes: Mapping[str, tuple[int, ...]],
+    width: int,
+    part: Part = lambda _, shape: shape,
+) -> Outline:
     """The outline of a model whose elements take ``width`` bytes each.
 
-    ``shapes`` are the tensors of its checkpoint; for a known family those of its class are taken.
-    Raises ValueError where no decoder layers can be told from the names.
+    ``shapes`` are the tensors of its checkpoint; for a known family those of its class are taken. Of each
+    tensor ``part`` says what is held. Raises ValueError where no decoder layers can be told from the names.
     """
     known = family(config)
     if known is not None:
-        return _known(config, known, width)
+        shapes = parameters(config)
+    shapes = {name: part(name, shape) for name, shape in shapes.items()}
+    if known is not None:
+        return _known(config, known, shapes, width)
     return _guessed(config, shapes, width)
 
 
@@ -91,10 +100,12 @@ def layer_prefix(names: Iterable[str], layers: int) -> str | None:
     return min(counted, key=rank, default=None)
 
 
-def _known(config: Config, kind: Family, width: int) -> Outline:
+def _known(
+    config: Config, kind: Family, shapes: Mapping[str, tuple[int, ...]], width: int
+) -> Outline:
     dims = Dims.of(config)
     base, embedding = kind.base, f"{kind.base}.{kind.embed}"
-    sizes = {name: math.prod(shape) * width for name, shape in parameters(config).items()}
+    sizes = {name: math.prod(shape) * width for name, shape in shapes.items()}
     rotary = int(dims.head_dim * _rotary_share(config, kind.rotary_share)) // 2
     # inv_freq and its original: float32 whatever the model's dtype is.
     buffers = {f"{base}.rotary_emb": 2 * 4 * rotary, embedding: width * kind.scaled_embedding}

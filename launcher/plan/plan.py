@@ -17,6 +17,7 @@ class DevicePlan(Frozen):
 
     replica: int
     stage: int
+    shard: int = 0
     rank: int
     device: str  # cuda:0 .. of its node, cpu, disk
     layers: tuple[int, int] | None
@@ -29,10 +30,23 @@ class DevicePlan(Frozen):
     bubble: float | None = None
 
 
+class Streaming(Frozen):
+    """What of a streamed model stays in memory. ``layers`` counts the first layers that do; the others, and the
+    head unless ``head``, are read at every sweep into ``buffers`` buffers. The cache of the groups from
+    ``groups`` on is kept in a file or in host memory, where it takes ``spilled_bytes``."""
+
+    layers: int
+    head: bool
+    buffers: int
+    groups: int
+    spilled_bytes: int = 0
+
+
 class Placement(Frozen):
     """What one rank loads. ``device_map`` maps module names to devices ("cpu", "disk", or an index among
     the rank's own GPUs); None where the strategy does not place by module. ``layers`` is [first, last] of a
-    stage that is a rank of its own."""
+    stage that is a rank of its own; of ``shards`` ranks that share the stage it is number ``shard``.
+    ``streaming`` is None where all weights are loaded at once."""
 
     rank: int
     replica: int
@@ -41,6 +55,9 @@ class Placement(Frozen):
     device_map: dict[str, int | str] | None = None
     stage: int = 0
     layers: tuple[int, int] | None = None
+    shard: int = 0
+    shards: int = 1
+    streaming: Streaming | None = None
 
 
 class Batch(Frozen):
@@ -88,5 +105,6 @@ class Plan(Frozen):
     script: str | None = None
 
     def ranks_of(self, replica: int) -> list[int]:
-        """The ranks that hold ``replica``, in the order of its stages. The first one runs the engine."""
+        """The ranks that hold ``replica``, in the order of its stages and of their shards. The first one runs
+        the engine."""
         return [placement.rank for placement in self.placements if placement.replica == replica]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.plan.advice import gpus, half_as_wide, shortage
+from launcher.plan.plan import Batch
 from launcher.plan.staged import Draft, Drafting
 from launcher.plan.subject import Subject
 
@@ -15,14 +16,22 @@ def why_no_stages(draft: Draft, drafting: Drafting) -> list[str]:
     found = shortage(replica, fitted.batch, fitted.slots)
     if fitted.slots:
         return found
-    needed = drafting.stages_needed(fitted.batch)
-    if needed and replica.kind == "cuda":
-        found.append(f"parallel.stages: {needed} would do, with a GPU like these for each")
+    if replica.kind == "cuda":
+        found += _more_ranks(drafting, fitted.batch)
     if drafting.layers is not None:
         found.append("without parallel.options.layers, the plan balances the stages")
     if replica.kind == "cpu":
         found.append("batch.max_length and batch.slots decide what the cache takes")
     return found + half_as_wide(replica)
+
+
+def _more_ranks(drafting: Drafting, batch: Batch) -> list[str]:
+    """How many stages or shards would do."""
+    if drafting.subject.spec.parallel.strategy == "tensor":
+        name, needed = "tensor", drafting.shards_needed(batch)
+    else:
+        name, needed = "stages", drafting.stages_needed(batch)
+    return [f"parallel.{name}: {needed} would do, with a GPU like these for each"] if needed else []
 
 
 def idle(draft: Draft, subject: Subject, ranks_per_node: int) -> list[str]:
@@ -46,9 +55,14 @@ def idle(draft: Draft, subject: Subject, ranks_per_node: int) -> list[str]:
                 "schedule: ring keeps them busy"
             )
         return found
+    if draft.exchange > IDLE:
+        found.append(
+            f"the {parallel.tensor} ranks of a stage exchange results {round(100 * draft.exchange)} % of the time: "
+            "fewer shards or more slots make that less"
+        )
     if groups < stages:
         found.append(f"{groups} groups can't keep {stages} stages busy: batch.groups: {stages} can")
-    elif draft.simulated.utilization < 1 - IDLE:
+    elif draft.simulated.utilization + draft.exchange < 1 - IDLE:
         found += _uneven(draft) if parallel.schedule == "ring" else [_drained(draft)]
     rows = subject.demand.rows // parallel.replicas
     if subject.demand.exact and rows < groups:
@@ -61,7 +75,7 @@ def idle(draft: Draft, subject: Subject, ranks_per_node: int) -> list[str]:
 def _uneven(draft: Draft) -> list[str]:
     busy = [stage.busy for stage in draft.simulated.stages]
     slowest = max(range(len(busy)), key=busy.__getitem__)
-    if busy[slowest] < 1 - IDLE:  # they wait for links, not for each other
+    if busy[slowest] + draft.exchange < 1 - IDLE:  # they wait for links, not for each other
         return ["moving hidden states takes long beside these stages: fewer stages, or more slots"]
     return [
         f"stage {slowest} takes longest, and the others wait for it: whole layers, embedding and head "

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launcher.plan.cost import Rates, StepCost, link_seconds
+from launcher.plan.cost import Rates, StepCost, exchange_seconds, link_seconds
 from launcher.plan.memory import Share, shares
 from launcher.plan.outline import Module, Outline
 from launcher.plan.placement import Device
 from launcher.plan.plan import Batch
 from launcher.plan.replica import Fitted, Replica
+from launcher.plan.shards import degrees
 from launcher.plan.simulate import Pipe, Schedule, Simulated, simulate
 from launcher.plan.split import balanced, spans
 from launcher.plan.subject import Subject
@@ -66,11 +67,13 @@ class StagedReplica(Replica):
 
 @dataclass(frozen=True)
 class Draft:
-    """A way to run the stages: what fits, and how busy they would be."""
+    """A way to run the stages: what fits, and how busy they would be. ``exchange`` is the mean share of their
+    time in which the ranks of a stage add up what they computed."""
 
     replica: StagedReplica
     fitted: Fitted
     simulated: Simulated
+    exchange: float
 
     @property
     def tokens_per_s(self) -> float:
@@ -82,11 +85,13 @@ class Draft:
 @dataclass(frozen=True)
 class Drafting:
     """What drafts of one subject have in common. ``far`` says of each stage whether the next one (of the last
-    stage: the first) is on another node; ``layers`` are counts by hand."""
+    stage: the first) is on another node, ``torn`` whether a stage's ranks are on several; ``layers`` are counts
+    by hand."""
 
     subject: Subject
     rank_bytes: int
     far: tuple[bool, ...]
+    torn: bool = False
     layers: tuple[int, ...] | None = None
 
     def draft(self, groups: int) -> Draft:
@@ -105,38 +110,59 @@ class Drafting:
 
     def stages_needed(self, batch: Batch, at_most: int = 64) -> int | None:
         """The fewest stages that hold ``batch``, more than there are; None if it is more than ``at_most``."""
-        most = min(at_most, len(self.subject.model.outline.layers))
+        most = min(at_most, len(self.subject.part.outline.layers))
         for stages in range(len(self.far) + 1, most + 1):
             if self._replica(self._by_weight(stages)).fits(batch):
                 return stages
         return None
 
+    def shards_needed(self, batch: Batch) -> int | None:
+        """The fewest shards per stage that hold ``batch``, more than there are; None if that is too many."""
+        subject = self.subject
+        for count in degrees(subject.checkpoint):
+            parallel = subject.spec.parallel.model_copy(update={"tensor": count})
+            spec = subject.spec.model_copy(update={"parallel": parallel})
+            part = replace(subject, spec=spec).part
+            counts = tuple(self._by_weight())
+            replica = StagedReplica(part, counts, self.rank_bytes, subject.machines.device)
+            if count > subject.shards.count and replica.fits(batch):
+                return count
+        return None
+
     def _fit(self, counts: Sequence[int], batch: Batch) -> Draft:
         replica = self._replica(counts)
         fitted = replica.fit(batch, self.subject.spec.batch)
-        return Draft(replica, fitted, simulate(self._pipe(counts, fitted.batch)))
+        pipe, computing = self._pipe(counts, fitted.batch)
+        plain = simulate(pipe)
+        simulated = _exchanging(plain, computing)
+        exchange = plain.utilization - simulated.utilization
+        return Draft(replica, fitted, simulated, exchange)
 
     def _replica(self, counts: Sequence[int]) -> StagedReplica:
         machines = self.subject.machines
-        return StagedReplica(self.subject.model, tuple(counts), self.rank_bytes, machines.device)
+        return StagedReplica(self.subject.part, tuple(counts), self.rank_bytes, machines.device)
 
-    def _pipe(self, counts: Sequence[int], batch: Batch) -> Pipe:
-        """The stages as they are simulated: a decode step takes so long."""
-        costs, rates = self._cost(batch).by_layer, self._rates
-        stage_s = [sum(costs[first : last + 1]) for first, last in spans(counts)]
+    def _pipe(self, counts: Sequence[int], batch: Batch) -> tuple[Pipe, list[float]]:
+        """The stages as they are simulated: a decode step takes so long. And the part of each stage's time in
+        which it computes; in the rest its ranks exchange what they computed."""
+        costs, rates, part = self._cost(batch).by_layer, self._rates, self.subject.part
+        exchange = exchange_seconds(part, batch, rates, self.subject.shards.count, self.torn)
+        compute_s = [sum(costs[first : last + 1]) for first, last in spans(counts)]
+        stage_s = [each + n * exchange for each, n in zip(compute_s, counts, strict=True)]
         ends = len(counts) - 1
         link_s = [
-            link_seconds(self.subject.model, batch, rates, far, tokens=stage == ends)
+            link_seconds(part, batch, rates, far, tokens=stage == ends)
             for stage, far in enumerate(self.far)
         ]
         schedule: Schedule = self.subject.spec.parallel.schedule
-        return Pipe(stage_s, link_s if ends else [0.0], batch.groups, schedule)
+        pipe = Pipe(stage_s, link_s if ends else [0.0], batch.groups, schedule)
+        return pipe, [mine / all_ for mine, all_ in zip(compute_s, stage_s, strict=True)]
 
     def _by_time(self, batch: Batch) -> list[int]:
         return balanced(self._cost(batch).by_layer, len(self.far))
 
     def _by_weight(self, stages: int | None = None) -> list[int]:
-        outline = _with_own_head(self.subject.model.outline)
+        outline = _with_own_head(self.subject.part.outline)
         leaves = outline.root.leaves()
         numbers = [n for n, leaf in enumerate(leaves) if leaf.layer is not None]
         weights = [float(leaf.weights) for leaf in leaves[numbers[0] : numbers[-1] + 1]]
@@ -146,11 +172,23 @@ class Drafting:
 
     def _cost(self, batch: Batch) -> StepCost:
         subject = self.subject
-        return StepCost.of(subject.model, batch, subject.demand, self._rates)
+        part, ranks = subject.part, subject.shards.count
+        # Every rank gets all logits, but computes its own part of them.
+        dims = replace(part.dims, vocab=-(-part.dims.vocab // ranks))
+        return StepCost.of(replace(part, dims=dims), batch, subject.demand, self._rates)
 
     @property
     def _rates(self) -> Rates:
         return Rates.of(self.subject.machines, self.subject.dtype)
+
+
+def _exchanging(simulated: Simulated, computing: Sequence[float]) -> Simulated:
+    """``simulated`` where only the ``computing`` part of each stage's time is busy and the rest transfer."""
+    stages = tuple(
+        replace(stage, busy=part * stage.busy, transfer=stage.transfer + (1 - part) * stage.busy)
+        for stage, part in zip(simulated.stages, computing, strict=True)
+    )
+    return replace(simulated, stages=stages)
 
 
 def _with_own_head(outline: Outline) -> Outline:

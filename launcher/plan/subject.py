@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from launcher.plan.dims import text_config
 from launcher.plan.machines import Machines
 from launcher.plan.memory import Model
 from launcher.plan.plan import Batch
+from launcher.plan.shards import Shards
 from launcher.records import Demand
 
 FEW_SLOTS = 4  # with fewer sequences at a time most of a device's arithmetic is idle
@@ -40,6 +41,21 @@ class Subject:
         attention = "eager" if soft_caps else self.spec.model.attention  # sdpa has no soft caps
         return Model(self.checkpoint.dims, self.checkpoint.outline(width), width, attention)
 
+    @cached_property
+    def shards(self) -> Shards:
+        """How the ranks of a tensor group share the model."""
+        dims, config = self.checkpoint.dims, self.checkpoint.config
+        return Shards.of(config, dims, self.spec.parallel.tensor)
+
+    @cached_property
+    def part(self) -> Model:
+        """``model``, of every tensor what one rank of a tensor group has."""
+        whole, shards = self.model, self.shards
+        if shards.count == 1:
+            return whole
+        outline = self.checkpoint.outline(whole.width, shards.part)
+        return replace(whole, dims=shards.dims(whole.dims), outline=outline)
+
     def largest_batch(self, groups: int | None = None) -> Batch:
         """The most that makes sense to have in flight, before it is asked what fits."""
         return largest_batch(
@@ -53,6 +69,7 @@ class Subject:
             self.checkpoint.note,
             *self.machines.notes,
             *batch_notes(self.spec, self.checkpoint.dims),
+            *self.shards.notes(self.checkpoint.dims),
         ]
 
     def _length_note(self, batch: Batch) -> str | None:

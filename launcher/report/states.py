@@ -45,15 +45,22 @@ def runs_table(rows: Sequence[State]) -> RenderableType:
 def status_table(state: State) -> RenderableType:
     """How one run is doing: rows, jobs, attempts, ranks, and what went wrong."""
     return Group(
+        *head_lines(state),
+        *_attempts(state["attempts"]),
+        *_ranks(state["ranks"]),
+        *failure_lines(state["failure"]),
+    )
+
+
+def head_lines(state: State) -> list[RenderableType]:
+    """Which run, where, in what state, how far, and its jobs."""
+    return [
         Text.assemble((cells.clean(state["run"]), "bold"), ": ", _word(state["state"])),
         Text(cells.clean(state["path"]), "dim", overflow="fold"),
         Text(),
         *_progress(state),
         *_jobs(state),
-        *_attempts(state["attempts"]),
-        *_ranks(state["ranks"]),
-        *_failure(state["failure"]),
-    )
+    ]
 
 
 def _progress(state: State) -> list[RenderableType]:
@@ -112,7 +119,8 @@ def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     return [Text(), table, *cells.more(len(ranks), "status/")]
 
 
-def _failure(failure: Mapping[str, Any] | None) -> list[RenderableType]:
+def failure_lines(failure: Mapping[str, Any] | None) -> list[RenderableType]:
+    """What went wrong, if something did."""
     if failure is None:
         return []
     where = f"{cells.clean(failure['where'])}: " if failure["where"] else ""

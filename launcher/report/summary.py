@@ -55,6 +55,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
         "bubble": _mean(stage["bubble"] for stage in stages),
         **use_of_peaks(plan, attempts, counts.prompt_tokens + counts.completion_tokens),
         "gpu_hours": _gpu_hours(plan, attempts),
+        **_weights_read(attempts, counts.completion_tokens, generate_s),
         "stages": stages,
         "predicted": plan.predicted.model_dump(),
     }
@@ -126,6 +127,23 @@ def _first_token(attempts: list[Measured]) -> dict[str, float | None]:
         "mean": sum(mean * weight for mean, weight in weighted) / rows if rows else None,
         "p50": _most(status.figures.get("ttft_s_p50") for status in ranks),
         "p95": _most(status.figures.get("ttft_s_p95") for status in ranks),
+    }
+
+
+def _weights_read(
+    attempts: list[Measured], tokens: int, generate_s: float | None
+) -> dict[str, float | None]:
+    """Of a model that is streamed: bytes of weights read per new token, and per second. ``read_rate`` is over
+    the time of generating and ``storage_rate`` over that in which a rank's thread was reading: what the storage gives."""
+    ranks = [s.figures for m in attempts for s in m.ranks.values()]
+    read = [f for f in ranks if f.get("weights_read_s")]
+    if not read or not generate_s:
+        return {}
+    total = sum(figures["weights_read_bytes"] for figures in read)
+    return {
+        "read_bytes_per_token": total / tokens if tokens else None,
+        "read_rate": total / generate_s,
+        "storage_rate": sum(f["weights_read_bytes"] / f["weights_read_s"] for f in read),
     }
 
 

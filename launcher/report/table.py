@@ -184,6 +184,10 @@ def _measured(summary: Summary) -> RenderableType:
         "bandwidth", "bandwidth_utilization", units.percent, "of the devices' memory, weights alone"
     )
     add("GPU hours", "gpu_hours", units.amount)
+    if summary.get("read_rate"):
+        rate, storage = units.size(summary["read_rate"]), units.size(summary["storage_rate"])
+        how = f"{rate} per second; the storage gave {storage} per second while it was read"
+        add("read per token", "read_bytes_per_token", units.size, how)
     return table
 
 

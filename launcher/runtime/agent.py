@@ -15,7 +15,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +25,9 @@ from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.run import Run
 from launcher.runtime import coordinator, network, process
+from launcher.runtime.exporter import Exporter
+from launcher.runtime.launch import World, launch_argv
+from launcher.runtime.notify import notify
 from launcher.runtime.rendezvous import Meeting, Node, meet
 from launcher.runtime.watchdog import Outcome, Watchdog, conclude, raise_outcome
 
@@ -73,16 +75,18 @@ def _run(run: Run, node: Node) -> str:
     plan = Plan.model_validate_json(run.plan.read_bytes())
     meeting = meet(run, spec, node)
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
-    return _attempt(run, spec, plan, node, meeting, stop)
+    with Exporter(run) if node.index == 0 else contextlib.nullcontext():
+        return _attempt(run, spec, plan, node, meeting, stop)
 
 
 def _attempt(
     run: Run, spec: JobSpec, plan: Plan, node: Node, meeting: Meeting, stop: StopRequest
 ) -> str:
     attempt = meeting.attempt
+    world = World(plan.world_size, node.count, node.index, meeting.address, meeting.port)
     with _told(run, node, meeting):
         child = process.start(
-            launch_argv(run, plan, node, meeting),
+            launch_argv(world, RANK_MODULE, str(run.path)),
             run.log(attempt, f"launch-{node.index:04d}"),
             _environment(spec, plan, meeting),
             run.path,
@@ -96,6 +100,7 @@ def _attempt(
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
     finished = coordinator.finish(run)
+    _tell(run, spec, outcome, finished, _near_limit(node, outcome, stop))
     if not finished:
         raise_outcome(outcome)
         _requeue(node, outcome, stop)
@@ -125,17 +130,15 @@ def _told(run: Run, node: Node, meeting: Meeting) -> Iterator[None]:
         raise
 
 
-def launch_argv(run: Run, plan: Plan, node: Node, meeting: Meeting) -> list[str]:
-    """The `accelerate launch` of one node. A world of one process needs, and gets, no rendezvous."""
-    argv = process.python("accelerate.commands.accelerate_cli", "launch")
-    argv += ["--config_file", str(Path(__file__).with_name("accelerate.yaml"))]
-    if plan.world_size > 1:
-        argv += ["--multi_gpu"]  # on CPUs too: every other way silently starts one process
-    argv += ["--num_processes", str(plan.world_size)]
-    argv += ["--num_machines", str(node.count), "--machine_rank", str(node.index)]
-    argv += ["--main_process_ip", meeting.address, "--main_process_port", str(meeting.port)]
-    argv += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*argv, "-m", RANK_MODULE, str(run.path)]
+def _tell(run: Run, spec: JobSpec, outcome: Outcome, finished: bool, again: bool) -> None:
+    """Notify whom the spec says. ``again``: the job goes back into the queue, unless the outcome has an error."""
+    message = str(outcome.error["what"]) if outcome.error else ""
+    if finished:
+        notify(run, spec, "complete")
+    elif outcome.kind == "failed":
+        notify(run, spec, "failed", message)
+    elif outcome.kind == "drained" and (message or not again):
+        notify(run, spec, "stopped", message)
 
 
 def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from launcher.ledger import Claims, Journal
 from launcher.logs import get_logger
 from launcher.measure.spans import Recorder, clock
 from launcher.model.gang import Gang
-from launcher.model.step import Server, StepModel
+from launcher.model.step import Server, StepModel, SweepModel
 from launcher.plan.plan import Placement, Plan
 from launcher.records import Attempt, Failure, Generation, Request
 from launcher.run import Run
@@ -105,8 +106,12 @@ def _lead(model: StepModel, spec: JobSpec, plan: Plan, rows: Rows, recorder: Rec
     text = Text.load(spec.model, max_length=plan.batch.max_length, template=spec.input.template)
     engine, beat = Engine(model, text, plan.batch, plan.schedule == "gpipe"), rows.beat
     beat.phase("running")
+    if isinstance(model, SweepModel):
+        model.on_progress = partial(_in_sweep, beat)
     whole = engine.run(rows.pull, rows.emit, lambda: _between_steps(engine, beat, recorder))
     beat.phase("draining" if not whole else "running")
+    if isinstance(model, SweepModel):
+        beat.measured(**model.figures())
     model.close()
     beat.measured(**first_token_figures(engine.counters.first_tokens))
     get_logger().info("%s after %d steps", "done" if whole else "drained", engine.counters.steps)
@@ -136,6 +141,12 @@ def _between_steps(engine: Engine, beat: Heartbeat, recorder: Recorder) -> bool:
     recorder.count_tokens(done.completion_tokens)
     beat.measured(peak_memory_bytes=peak_memory())
     return beat.draining.is_set()
+
+
+def _in_sweep(beat: Heartbeat) -> None:
+    """A sweep over weights on disk may take minutes: each block that is done shows that it goes on."""
+    beat.status.steps += 1
+    beat.measured(peak_memory_bytes=peak_memory())
 
 
 def storage_bytes() -> int:

@@ -102,6 +102,31 @@ def test_a_pipeline_over_two_nodes(cluster: Cluster, env: dict[str, str], tmp_pa
     assert all(stage["busy"] > 0 for stage in stages)
 
 
+def test_shards_within_hosts_and_stages_over_two(
+    cluster: Cluster, env: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    parallel = {"strategy": "pipeline", "stages": 2, "tensor": 2}
+    spec = write_job(
+        tmp_path,
+        40,
+        parallel=parallel,
+        batch={"slots": 8},
+        resources={"device": "cpu", "nodes": 2},
+        slurm={"cpus_per_task": 2},
+    )
+    submit(spec, run, env)
+    wait_complete(run, env)
+    rows = read_rows(run / "outputs.jsonl")
+    assert [row["id"] for row in rows] == [row["id"] for row in prompt_rows(40)]
+    assert sum(is_right(row) for row in rows) >= 39
+    stages = json.loads((run / "summary.json").read_text())["stages"]
+    assert [(stage["stage"], stage["rank"]) for stage in stages] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+    hosts = [stage["host"] for stage in stages]
+    assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
+    assert all(stage["busy"] > 0 and stage["transfer"] > 0 for stage in stages)
+
+
 def test_an_array_of_worlds_shares_one_run(
     cluster: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:

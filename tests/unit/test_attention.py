@@ -10,8 +10,9 @@ import torch
 from models import make_model
 from transformers import AutoModelForCausalLM
 
-from launcher.model import attention
-from launcher.model.attention import NAME, Pieces, use_pieces
+from launcher.errors import PreflightError
+from launcher.model import attention, runner
+from launcher.model.attention import NAME, Piece, Pieces, use_pieces
 from launcher.model.runner import StageRunner
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
@@ -48,32 +49,101 @@ def load(path: Path, implementation: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_neox"])
-def test_pieces_give_what_the_whole_gives(
+def test_each_row_attends_to_its_own_positions_alone(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_model(tmp_path, architecture, max_position_embeddings=512)
     batch = Batch(groups=1, slots=4, max_length=400, prefill_chunk=512)
     seen: list[list[int]] = []
-    plain = attention.sdpa_attention_forward
+    plain = attention._attend
 
-    def spy(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        seen.append([query.shape[0], query.shape[2], key.shape[2]])
-        return plain(module, query, key, value, mask, **options)
+    def spy(module: Any, query: Any, key: Any, *others: Any) -> Any:
+        seen.append([key.shape[0], query.shape[2], key.shape[2]])
+        return plain(module, query, key, *others)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
+    monkeypatch.setattr(attention, "_attend", spy)
     model = load(path)
     found = logits(StageRunner(model, batch))
     assert model.config._attn_implementation == NAME
     layers = model.config.num_hidden_layers
     prefill = [[1, length, length] for length in LENGTHS]
-    decode = [[[2, 1, 6 + n], [1, 1, 71 + n], [1, 1, 301 + n]] for n in range(2)]
+    # Rows of similar length together, one query each.
+    decode = [[[2, 2, 6 + n], [1, 1, 71 + n], [1, 1, 301 + n]] for n in range(2)]
     assert seen == prefill * layers + decode[0] * layers + decode[1] * layers
 
-    monkeypatch.setattr(Pieces, "of_rows", lambda *_: None)
-    monkeypatch.setattr(Pieces, "of_queries", lambda *_: None)
-    whole = logits(StageRunner(load(path), batch))
-    torch.testing.assert_close(found, whole, atol=2e-4, rtol=1e-4)
-    assert torch.equal(found.argmax(-1), whole.argmax(-1))
+    monkeypatch.setattr(runner, "use_pieces", lambda _: False)
+    apart = logits(StageRunner(load(path), batch))
+    torch.testing.assert_close(found, apart, atol=2e-4, rtol=1e-4)
+    assert torch.equal(found.argmax(-1), apart.argmax(-1))
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral"])
+def test_prompts_and_decoding_rows_share_a_step(
+    architecture: str, in_pieces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_pieces:
+        monkeypatch.setattr(runner, "use_pieces", lambda _: False)
+    model = load(make_model(tmp_path, architecture))
+    batch = Batch(groups=1, slots=4, max_length=60, prefill_chunk=512)
+    tokens = torch.randint(5, 400, (4, 50), generator=torch.Generator().manual_seed(1))
+    run = StageRunner(model, batch).run
+    # Row by row how many tokens each step feeds: whole prompts, parts of them, and single tokens, mixed.
+    feeds = [[5, 0, 1, 0], [1, 30, 0, 7], [12, 1, 1, 0], [1, 1, 20, 9], [1, 1, 1, 1]]
+    held = [0] * 4
+    for feed in feeds:
+        rows = [row for row in (2, 0, 3, 1) if feed[row]]
+        widest = max(feed)
+        given = [tokens[r, held[r] : held[r] + feed[r]].tolist() for r in rows]
+        found = run(
+            Step(
+                group=0,
+                kind="prefill",
+                slots=torch.tensor(rows),
+                tokens=torch.tensor([some + [0] * (widest - len(some)) for some in given]),
+                starts=torch.tensor([held[r] for r in rows]),
+                counts=torch.tensor([feed[r] for r in rows]),
+            )
+        )
+        held = [before + more for before, more in zip(held, feed, strict=True)]
+        for place, row in enumerate(rows):
+            expected = model(tokens[row : row + 1, : held[row]]).logits[0, -1]
+            torch.testing.assert_close(found[place], expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_heads_that_share_keys_attend_as_in_transformers(
+    kv_heads: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 4 // kv_heads
+    lengths = [9, 1, 5]
+    query = torch.randn(1, 4, 3, 16, dtype=dtype)
+    key, value = torch.randn(2, 5, kv_heads, 12, 16, dtype=dtype)
+    hidden = torch.arange(9)[None] >= torch.tensor(lengths)[:, None]
+    flat = torch.zeros(3, 9, dtype=dtype).masked_fill_(hidden, -torch.inf).view(1, 1, 1, 27)
+    piece = Piece(slice(1, 4), slice(0, 3), 9, slice(0, 27))
+    found, _ = attention.attend_in_pieces(
+        module, query, key, value, flat, Pieces([piece], 27), scaling=0.3
+    )
+    for row, length in enumerate(lengths):
+        own = (states[row + 1 : row + 2, :, :length] for states in (key, value))
+        expected, _ = attention.sdpa_attention_forward(
+            module, query[:, :, row : row + 1], *own, None, scaling=0.3
+        )
+        torch.testing.assert_close(
+            found[:, row : row + 1], expected, atol=tolerance, rtol=tolerance
+        )
+
+
+def test_a_model_that_changes_the_mask_is_told_of() -> None:
+    query, stored = torch.randn(1, 2, 1, 8), torch.randn(3, 2, 4, 8)
+    piece = Pieces([Piece(slice(0, 1), slice(0, 1), 4, slice(0, 4))], 4)
+    for mask in (None, torch.zeros(1, 1, 1, 3)):
+        with pytest.raises(PreflightError, match="changes its attention mask"):
+            attention.attend_in_pieces(torch.nn.Module(), query, stored, stored, mask, piece)
 
 
 def test_a_model_that_attends_eagerly_stays_as_it_is(tmp_path: Path) -> None:

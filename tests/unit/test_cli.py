@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from jobs import launcher, write_job
+
+from launcher.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SLOW = {"torch", "transformers", "accelerate"}
@@ -32,6 +35,9 @@ COMMANDS = (
     "cancel",
     "resume",
     "verify",
+    "report",
+    "doctor",
+    "init",
     "schema",
 )
 
@@ -128,3 +134,33 @@ def test_mistakes_are_told_at_once_with_places(tmp_path: Path) -> None:
 def test_runs_that_are_not_there(tmp_path: Path) -> None:
     assert "no run 'nosuch'" in launcher("status", "nosuch", code=2).stderr
     assert launcher("list", "--json", cwd=tmp_path).stdout == "[]\n"
+
+
+def complete(words: str, place: int, home: Path, shell: str = "bash") -> list[str]:
+    """What the shell is offered for word ``place`` of ``words``."""
+    env = {
+        **os.environ,
+        "XDG_STATE_HOME": str(home),
+        "_LAUNCHER_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(place),
+    }
+    script = Path(sys.executable).with_name("launcher")
+    done = subprocess.run([script], env=env, cwd=home, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_and_runs(tmp_path: Path) -> None:
+    for name in ("adder-0001", "adder-0002", "other-0001"):
+        run = Run.create(tmp_path / "elsewhere" / name)
+        run.job.write_text("name: x\n")
+        state = tmp_path / "launcher" / "runs"
+        state.mkdir(parents=True, exist_ok=True)
+        (state / f"{name}-1.json").write_text(json.dumps({"path": str(run.path)}))
+    assert complete("launcher sta", 1, tmp_path) == ["status"]
+    assert set(complete("launcher resume ", 2, tmp_path)) == {
+        "adder-0001",
+        "adder-0002",
+        "other-0001",
+    }
+    assert set(complete("launcher logs ad", 2, tmp_path)) == {"adder-0001", "adder-0002"}

@@ -112,11 +112,13 @@ def test_openai_results(tmp_path: Path) -> None:
     assert body["choices"][0]["message"]["content"] == "text 1"
     assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     (error,) = rows_in(run.errors)
-    assert (error["custom_id"], error["response"], error["error"]["code"]) == (
-        "2",
-        None,
-        "no_prompt",
-    )
+    told = {"code": "no_prompt", "message": "no prompt and no messages"}
+    assert (error["custom_id"], error["error"]) == ("2", told)
+    assert error["response"] == {
+        "status_code": 400,
+        "request_id": "req_2",
+        "body": {"error": {**told, "type": "invalid_request_error", "param": None}},
+    }
     assert ledger.verify(run) == []
     before = run.outputs.read_bytes()
     assert ledger.merge(run)

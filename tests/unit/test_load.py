@@ -243,7 +243,7 @@ def test_options_of_a_strategy_have_places_too(tmp_path: Path) -> None:
 
 def test_strategies_are_the_files(tmp_path: Path) -> None:
     folder = Path(sys.modules["launcher.job.spec"].__file__ or "").parents[1] / "strategies"
-    names = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    names = {file.stem for file in folder.glob("[!_]*.py")}
     assert set(strategy_names()) == names | {"auto"}
     for name in strategy_names():
         assert load(tmp_path, f"parallel: {{strategy: {name}}}\n").parallel.strategy == name

@@ -172,7 +172,7 @@ def test_batch_follows_the_demand() -> None:
     found = largest_batch(spec(), dims(4096), demand, "cuda")
     assert found == Batch(groups=1, slots=256, max_length=800 + TEMPLATE_TOKENS, prefill_chunk=512)
     assert largest_batch(spec(), dims(512), demand, "cuda").max_length == 512
-    assert largest_batch(spec(), dims(256), demand, "cuda").prefill_chunk == 256
+    assert largest_batch(spec(slots=1), dims(256), demand, "cuda").prefill_chunk == 256
     assert largest_batch(spec(), dims(4096), demand, "cpu").slots == 32
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from launcher.model.link import ENVELOPE
-from launcher.model.message import Form, Message, answer, stop
+from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, stop
 from launcher.model.step import Step, StepSampling
 from launcher.plan.plan import Batch
 
@@ -80,3 +80,28 @@ def test_stop_and_answer() -> None:
     message = Message(step([1, 1, 1]), 6, torch.ones(3, 4))
     assert answer(message, torch.tensor([7, -1, 9]))[:ENVELOPE].tolist() == [0, 1, 6]
     assert answer(message, torch.tensor([7, -1, 9]))[ENVELOPE:].tolist() == [7, -1, 9]
+
+
+@pytest.mark.parametrize(("counts", "widest"), [([1, 1, 1], 1), ([4, 2, 3], 4), ([8], 8)])
+def test_a_step_that_is_announced_has_its_tokens(counts: list[int], widest: int) -> None:
+    valid = torch.arange(widest) < torch.tensor(counts)[:, None]
+    told = Step(
+        group=1,
+        kind="decode" if widest == 1 else "prefill",
+        slots=torch.arange(len(counts)),
+        tokens=torch.randint(2, 400, (len(counts), widest)) * valid,
+        starts=torch.zeros(len(counts), dtype=torch.int64),
+        counts=torch.tensor(counts),
+        sampling=SAMPLING if len(counts) == 3 else None,
+    )
+    buffer = STEPS_FORM.buffer(BATCH)
+    data = announce(told, 9)
+    buffer[: len(data)] = data
+    message = STEPS_FORM.unpack(buffer)
+    assert message is not None
+    assert message.number == 9
+    heard = message.announced()
+    assert heard.sampling is None
+    assert (heard.group, heard.kind) == (told.group, told.kind)
+    for name in ("slots", "tokens", "starts", "counts"):
+        assert torch.equal(getattr(heard, name), getattr(told, name))

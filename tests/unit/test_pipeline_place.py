@@ -289,7 +289,7 @@ def test_rows_that_can_not_fill_the_groups() -> None:
         (machines(4, nodes=2), spec(3), "evenly over 2 nodes"),
         (machines(8, nodes=2), spec(4, replicas=3), "evenly over 2 nodes"),
         (machines(0), spec(81), "81 stages can't share 80 layers"),
-        (machines(4), spec(4, tensor=2), "parallel.tensor"),
+        (machines(4), spec(4, tensor=2), "4 stages x 2 shards are 8 ranks per node"),
         (machines(4), spec(4, layers=[40, 40]), "2 numbers of layers are given for 4 stages"),
         (machines(4), spec(4, layers=[20, 20, 20, 21]), "is 81, but the model has 80"),
     ],

@@ -27,6 +27,7 @@ def spec_of(path: Path | str | list[str], form: str = "auto", **more: Any) -> Jo
 
 def index_of(tmp_path: Path, content: bytes, form: str = "jsonl", **more: Any) -> InputIndex:
     """The index of one file with ``content``."""
+    tmp_path.mkdir(exist_ok=True)
     file = tmp_path / "in.jsonl"
     file.write_bytes(content)
     build_index(spec_of(file, form, **more), tmp_path / "index", writers=1)
@@ -247,7 +248,18 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
     ("row", "code", "says"),
     [
         (body_row(n=2), "unsupported_option", "n = 2"),
-        (body_row(tools=[{"type": "function"}]), "unsupported_option", "tools"),
+        (body_row(tools=[{"type": "function"}]), "bad_tools", "tools[0]"),
+        (body_row(tools={"type": "function"}), "bad_tools", "list"),
+        (body_row(tool_choice="required"), "unsupported_option", "tool_choice"),
+        (body_row(logit_bias={"5": 1}), "unsupported_option", "logit_bias"),
+        (body_row(echo=True), "unsupported_option", "echo"),
+        (body_row("/v1/completions", echo="yes"), "bad_echo", "yes"),
+        (body_row("/v1/completions", best_of=3), "unsupported_option", "best_of"),
+        (
+            body_row(messages=[{"role": "assistant", "content": None, "tool_calls": "x"}]),
+            "bad_messages",
+            "tool_calls",
+        ),
         (body_row(logprobs=True), "unsupported_option", "logprobs"),
         (body_row("/v1/completions", logprobs=0), "unsupported_option", "logprobs"),
         (body_row(presence_penalty=0.5), "unsupported_option", "presence_penalty"),
@@ -299,7 +311,6 @@ def test_auto_goes_by_extension_and_first_row(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.parquet", b"PAR1", "Parquet"),
         ("a.jsonl.gz", b"\x1f\x8b", "compressed"),
         ("a.json", b'[{"prompt": "x"}]', "jq"),
         ("a.dat", b"some text\n", "input.format"),
@@ -317,16 +328,34 @@ def test_what_is_no_input_is_refused_with_a_way_out(
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_parquet_output_and_input_format_are_refused_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(lines({"prompt": "x"}))
-    for spec in (
-        spec_of(tmp_path / "a.jsonl", "parquet"),
-        spec_of(tmp_path / "a.jsonl", output={"format": "parquet"}),
-    ):
-        with pytest.raises(UsageError, match="Parquet"):
-            build_index(spec, tmp_path / "index", 1)
-        with pytest.raises(UsageError, match="Parquet"):
-            scan(spec, 1 << 20)
+def test_tools_and_their_calls_reach_the_request(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "1 + 1"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]
+    asked = {"messages": chat, "tools": [tool]}
+    rows = [
+        body_row(**asked, tool_choice="auto", parallel_tool_calls=True),
+        {**body_row(**asked, tool_choice="none"), "custom_id": "b"},
+    ]
+    index = index_of(tmp_path, lines(*rows), "openai")
+    with_tools, without = index.request(0), index.request(1)
+    assert isinstance(with_tools, Request) and isinstance(without, Request)
+    assert with_tools.tools == [tool]
+    assert without.tools is None
+    assert with_tools.messages is not None
+    assert [m["content"] for m in with_tools.messages] == ["1 + 1", "", "2"]
+    assert with_tools.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    same = index_of(tmp_path / "jsonl", lines({"id": "a", **asked}))
+    assert same.request(0) == with_tools
+
+
+def test_echo_is_for_prompts(tmp_path: Path) -> None:
+    index = index_of(tmp_path, lines(body_row("/v1/completions", echo=True)), "openai")
+    assert index.request(0) == Request(0, "a", Sampling(), "hi", echo=True)
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -419,7 +448,9 @@ def test_scan_is_exact_when_it_saw_everything_and_estimates_otherwise(tmp_path: 
 
 def test_every_code_that_the_program_uses_is_in_the_list() -> None:
     folder = Path(__file__).parents[2] / "launcher" / "input"
-    source = "".join((folder / f"{name}.py").read_text() for name in ("rows", "openai", "indexer"))
+    source = "".join(
+        (folder / f"{name}.py").read_text() for name in ("rows", "messages", "openai", "indexer")
+    )
     used = set(re.findall(r'(?:RowError|row_id|row\.id|str\(index\))[(,]\s*"(\w+)"', source))
     assert used >= {"duplicate_id", "line_too_long", "nul", "unsupported_option"}
     assert used <= CODES.keys()

@@ -169,3 +169,15 @@ def test_a_stop_string_that_is_a_special_token() -> None:
         True,
     ]
     assert one.decode(tokens) == "so"
+
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+def test_tools_go_through_a_template_that_has_a_place_for_them() -> None:
+    row = Request(0, "0", Sampling(), None, MESSAGES, TOOLS)
+    shows = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{{ messages[0].content }}"
+    assert shown(text(template=shows), row) == "add;the dog"
+    assert shown(text(template=shows), request(messages=MESSAGES)) == "the dog"
+    with pytest.raises(RowError, match="no place for tools"):
+        text().encode(row)

@@ -1,0 +1,79 @@
+"""Files on a disk that others read at the same time: they appear whole, or not at all, and exclusive ones once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STALE_TRIES = 5
+
+
+def read_json(path: Path) -> Any:
+    """The file's JSON, or None if there is no such file."""
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # NFS says so of a file that was replaced between its lookup and its read.
+            if error.errno != errno.ESTALE:
+                raise
+    return json.loads(path.read_bytes())
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Publish ``value`` at ``path``: whole or not at all, on disk when this returns if ``durable``."""
+    with publish(path, durable=durable) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
+    temporary = _beside(path)
+    try:
+        yield temporary
+        if durable:
+            sync_file(temporary)
+        temporary.replace(path)
+        if durable:
+            sync_file(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_exclusive(path: Path, text: str) -> bool:
+    """Create ``path`` with all of ``text`` if nobody has; True if this call did it."""
+    temporary = _beside(path)
+    try:
+        temporary.write_text(text)
+        sync_file(temporary)
+        try:
+            os.link(temporary, path)  # unlike O_EXCL, nobody ever sees the file empty
+        except FileExistsError:
+            return path.samefile(temporary)  # NFS may have lost the answer to a link that was made
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
+
+
+def sync_file(path: Path) -> None:
+    """fsync a file or a directory by path."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""Ragged: how the rows of a step lie in one forward pass, end to end and without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from launcher.model import cache as caches
+from launcher.model.attention import Piece, Pieces
+from launcher.model.cache import SlotCache
+from launcher.model.masks import Mask, Masks
+from launcher.model.step import Step
+
+SHORT = 64  # rows of fewer positions attend together, then those of up to twice as many, and so on
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The tokens of a step in the order of its pass: rows of one token first, those of similar length together.
+
+    ``order`` are the step's rows in that order; ``access`` has their places in the cache.
+    """
+
+    order: list[int]
+    access: caches.Ragged
+    pieces: Pieces
+    masked: list[int]  # positions that each token's mask covers, none where it needs no mask
+
+    @classmethod
+    def of(cls, step: Step, cache: SlotCache, masks: Masks) -> Ragged:
+        """Moves rows in ``cache``, so that those that attend together lie together."""
+        slots, starts, counts = step.slots.tolist(), step.starts.tolist(), step.counts.tolist()
+        single = [row for row in range(len(slots)) if counts[row] == 1]
+        groups = _by_length(single, starts)
+        cache.gather([[slots[row] for row in group] for group in groups])
+        rows = cache.rows(slots)
+        groups = [sorted(group, key=rows.__getitem__) for group in groups]
+        order = [row for group in groups for row in group]
+        order += [row for row in range(len(slots)) if counts[row] > 1]
+        access = caches.Ragged(
+            [rows[row] for row in order],
+            [starts[row] for row in order],
+            [counts[row] for row in order],
+            singles=len(single),
+        )
+        alone = [[row] for row in order[len(single) :]]
+        spans = [_Span.of(group, starts, counts) for group in [*groups, *alone]]
+        parts, masked, done, numbers = [], [], 0, 0
+        for span, first in zip(spans, _firsts([*map(len, groups), *map(len, alone)]), strict=True):
+            place = access.rows[first]
+            needs = span.ragged or not masks.is_causal(span.length)
+            size = span.tokens * span.length if needs else 0
+            parts.append(
+                Piece(
+                    rows=slice(place, place + span.rows),
+                    queries=slice(done, done + span.tokens),
+                    length=span.length,
+                    mask=slice(numbers, numbers + size) if needs else None,
+                )
+            )
+            masked += [span.length if needs else 0] * span.tokens
+            done, numbers = done + span.tokens, numbers + size
+        return cls(order, access, Pieces(parts, numbers), masked)
+
+    def positions(self) -> torch.Tensor:
+        """Of each token in its row, (t,)."""
+        return ranges(self.access.starts, self.access.counts)
+
+    def mask(self, masks: Masks, positions: torch.Tensor, dtype: torch.dtype) -> Mask:
+        """The flat mask, maybe with nothing in it, on the device of ``positions``, which are the tokens'."""
+        size = self.pieces.numbers
+        covered = torch.tensor(self.masked).to(positions.device, non_blocking=True)
+        before = covered.cumsum(0) - covered
+        both = torch.stack([positions, before]).repeat_interleave(covered, dim=1, output_size=size)
+        keys = torch.arange(size, device=positions.device) - both[1]
+        return masks.flat(both[0], keys, dtype)
+
+    def tokens(self) -> torch.Tensor:
+        """Where each token of the pass stands among those of the step, whose rows lie in the step's order, (t,)."""
+        counts = self.access.counts
+        of_row = dict(zip(self.order, counts, strict=True))
+        firsts = _firsts([of_row[row] for row in range(len(counts))])
+        return ranges([firsts[row] for row in self.order], counts)
+
+    def ends(self) -> torch.Tensor:
+        """Where the last token of each of the step's rows stands in the pass, (b,)."""
+        found = torch.empty(len(self.order), dtype=torch.int64)
+        found[self.order] = torch.tensor(self.access.counts).cumsum(0) - 1
+        return found
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Rows that attend together, one token of each or all of the only one, to ``length`` positions at most.
+
+    ``ragged`` where not all tokens see what a causal mask of that length shows them."""
+
+    rows: int
+    tokens: int
+    length: int
+    ragged: bool
+
+    @classmethod
+    def of(cls, rows: list[int], starts: list[int], counts: list[int]) -> _Span:
+        tokens = sum(counts[row] for row in rows)
+        ends = [starts[row] + counts[row] for row in rows]
+        if len(rows) == 1:
+            return cls(1, tokens, ends[0], tokens > 1 and starts[rows[0]] > 0)
+        return cls(len(rows), tokens, max(ends), min(ends) < max(ends))
+
+
+def ranges(starts: list[int], counts: list[int]) -> torch.Tensor:
+    """start, start + 1 ... of every row, end to end."""
+    return torch.cat(
+        [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    )
+
+
+def _firsts(counts: list[int]) -> list[int]:
+    """Where each of some ranges begins that lie end to end."""
+    return [0, *accumulate(counts)][:-1]
+
+
+def _by_length(rows: list[int], lengths: list[int]) -> list[list[int]]:
+    """Rows whose lengths need the same number of doublings of SHORT, the short ones first."""
+    groups: dict[int, list[int]] = {}
+    for row in rows:
+        groups.setdefault((lengths[row] // SHORT).bit_length(), []).append(row)
+    return [groups[size] for size in sorted(groups)]

@@ -1,0 +1,123 @@
+"""WeightFiles: byte ranges of a checkpoint's safetensors files, read straight into memory of ours."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from launcher.errors import WeightsError
+from launcher.model.recipe import Recipe, Source
+from launcher.plan.headers import TensorInfo
+
+CHUNK = (
+    16 << 20
+)  # bytes of one read: few enough that closing does not wait, many enough for a disk's full rate
+
+
+class WeightFiles:
+    """The files of ``folder``, opened once, so that one that is deleted under way is still whole here.
+
+    ``keep`` False lets the page cache go behind each read: a model larger than memory is never found there
+    again, and would only push out what others use. ``bytes_read`` and ``seconds`` count what was read.
+    """
+
+    def __init__(self, folder: Path, files: Iterable[str], keep: bool = True) -> None:
+        self.bytes_read, self.seconds = 0, 0.0
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._files = {name: _File(folder / name) for name in sorted(set(files))}
+
+    def fill(self, recipe: Recipe, target: torch.Tensor) -> None:
+        """Put the parameter of ``recipe`` into ``target``, numel elements of its dtype on the CPU.
+
+        Raises WeightsError naming the file that can't be read, is cut short or has changed.
+        """
+        for source in recipe.sources:
+            part = target[source.at : source.at + source.tensor.numel]
+            if source.dtype == target.dtype:
+                self.read(source.tensor, part)
+            else:
+                self._read_cast(source, part)
+
+    def rows(self, source: Source, rows: list[int], width: int) -> torch.Tensor:
+        """Rows of ``width`` elements of a tensor, in its own dtype: (len(rows), width)."""
+        found = torch.empty(len(rows), width, dtype=source.dtype)
+        size = width * source.dtype.itemsize
+        for place, row in enumerate(rows):
+            self._read(source.tensor, row * size, found[place])
+        return found
+
+    def read(self, tensor: TensorInfo, target: torch.Tensor) -> None:
+        """The bytes of ``tensor`` as they are."""
+        self._read(tensor, 0, target)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _read_cast(self, source: Source, target: torch.Tensor) -> None:
+        size = source.dtype.itemsize
+        scratch = torch.empty(min(CHUNK // size, len(target)), dtype=source.dtype)
+        for begin in range(0, len(target), len(scratch)):
+            part = target[begin : begin + len(scratch)]
+            self._read(source.tensor, begin * size, scratch[: len(part)])
+            part.copy_(scratch[: len(part)])
+
+    def _read(self, tensor: TensorInfo, offset: int, target: torch.Tensor) -> None:
+        began = time.perf_counter()
+        view = target.view(torch.uint8).numpy().data
+        self._files[tensor.file].read(view, tensor.begin + offset, self._keep)
+        with self._lock:
+            self.bytes_read += len(view)
+            self.seconds += time.perf_counter() - began
+
+
+class _File:
+    """One file; its offsets are counted from behind its header."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._base = 8 + int(struct.unpack("<Q", os.pread(self._fd, 8, 0))[0])
+            self._made = self._stamp()
+        except (OSError, struct.error) as error:
+            raise self._lost(str(error)) from error
+
+    def read(self, view: memoryview, offset: int, keep: bool) -> None:
+        begin = place = self._base + offset
+        end = begin + len(view)
+        try:
+            while place < end:
+                part = view[place - begin : place - begin + CHUNK]
+                count = os.preadv(self._fd, [part], place)
+                if not count:
+                    raise self._lost(f"it ends at byte {place:,}")
+                if not keep:
+                    os.posix_fadvise(self._fd, place, count, os.POSIX_FADV_DONTNEED)
+                place += count
+            if self._stamp() != self._made:
+                raise self._lost("it was changed")
+        except OSError as error:
+            raise self._lost(error.strerror or str(error)) from error
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _stamp(self) -> tuple[int, int]:
+        found = os.fstat(self._fd)
+        return found.st_size, found.st_mtime_ns
+
+    def _lost(self, why: str) -> WeightsError:
+        return WeightsError(
+            f"weights can't be read any more: {why}",
+            where=str(self._path),
+            cause="the file was overwritten or cut short while the run read from it, or its disk fails",
+            fix="put the checkpoint back as it was, then launcher resume",
+        )

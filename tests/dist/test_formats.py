@@ -1,0 +1,51 @@
+"""A whole run from a dataset saved on disk to Parquet, and one from an OpenAI batch file to its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from adder import is_right, prompt_rows
+from jobs import launcher, read_rows, write_job
+
+
+def test_from_a_dataset_to_parquet(tmp_path: Path) -> None:
+    rows = [row for row in prompt_rows(30) if "prompt" in row]
+    table = pa.table({"sum": [row["prompt"] for row in rows], "id": [row["id"] for row in rows]})
+    data = tmp_path / "data"
+    data.mkdir()
+    with pa.OSFile(str(data / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as w:
+        w.write_table(table, max_chunksize=7)
+    (data / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+    given = {"path": "data", "columns": {"prompt": "sum"}}
+    spec = write_job(tmp_path, 0, input=given, output={"format": "parquet"})
+    shown = launcher("run", spec, "--run-dir", tmp_path / "run").stdout
+    assert str(tmp_path / "run" / "outputs.parquet") in shown
+    found = pq.read_table(tmp_path / "run" / "outputs.parquet").to_pylist()
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert sum(map(is_right, found)) >= len(rows) - 1
+    assert found == read_rows(tmp_path / "run" / "outputs.jsonl")
+    assert json.loads(launcher("verify", tmp_path / "run", "--json").stdout)["ok"]
+
+
+def test_from_a_batch_file_to_its_results(tmp_path: Path) -> None:
+    def row(name: str, url: str, **body: object) -> dict[str, object]:
+        return {"custom_id": name, "method": "POST", "url": url, "body": {"model": "m", **body}}
+
+    asked = [
+        row("echo", "/v1/completions", prompt="38+45=", echo=True),
+        row("two", "/v1/chat/completions", messages=[{"role": "user", "content": "1+1="}], n=2),
+        row("chat", "/v1/chat/completions", messages=[{"role": "user", "content": "38+45="}]),
+    ]
+    spec = write_job(tmp_path, asked, output={"format": "openai"})
+    launcher("run", spec, "--run-dir", tmp_path / "run", code=1)
+    echo, chat = read_rows(tmp_path / "run" / "outputs.jsonl")
+    assert (echo["custom_id"], chat["custom_id"]) == ("echo", "chat")
+    assert echo["response"]["body"]["choices"][0]["text"] == "38+45=83"
+    assert chat["response"]["body"]["choices"][0]["message"]["content"] == "83"
+    (refused,) = read_rows(tmp_path / "run" / "errors.jsonl")
+    assert refused["custom_id"] == "two"
+    assert refused["response"]["status_code"] == 400
+    assert "n = 2" in refused["response"]["body"]["error"]["message"]

@@ -1,0 +1,109 @@
+"""`launcher bench machine`: what is measured, by real ranks, and where it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.bench import machine, products
+from launcher.bench.layers import non_negative_fit
+from launcher.bench.storage import read_rate
+from launcher.errors import RunFailed, UsageError
+from launcher.plan import measured
+from launcher.plan.measured import Costs, Line, MachineProfile, Speed
+
+COSTS = Costs(matmul={1: 1e9, 64: 3e10}, layer_s=1e-4, width_s=1e-9, decode_s=1e-9, prefill_s=1e-9)
+
+
+def profile(**changes: object) -> MachineProfile:
+    speeds = [
+        Speed(device="cpu", ranks=n, threads=8 // n, memory=1e10 / n, costs={"float32": COSTS})
+        for n in (1, 2, 8)
+    ]
+    line = Line(latency_s=1e-4, bytes_per_s=1e9)
+    fields = {
+        "kind": measured.kind_here(),
+        "host": "here",
+        "measured": 1.0,
+        "software": "torch",
+        "speeds": speeds,
+        "backend": "gloo",
+        "link": line,
+        "all_reduce": line,
+        "disk": 2e9,
+    }
+    return MachineProfile.model_validate(fields | changes)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_profile_is_kept_for_machines_of_one_kind(cache: Path) -> None:
+    assert measured.load_profile() is None
+    path = measured.save_profile(profile())
+    assert path.is_relative_to(cache)
+    assert measured.load_profile() == profile()
+    assert measured.load_profile("another CPU, 4 CPUs") is None
+
+
+def test_profile_of_another_version_is_as_none_and_a_torn_one_is_told() -> None:
+    path = measured.save_profile(profile(version=0))
+    assert measured.load_profile() is None
+    path.write_text("{")
+    with pytest.raises(UsageError, match="can't be read"):
+        measured.load_profile()
+    path.write_text('{"version": 1}')
+    with pytest.raises(UsageError, match="can't be read"):
+        measured.load_profile()
+
+
+@pytest.mark.parametrize(("ranks", "nearest"), [(1, 1), (2, 2), (3, 2), (6, 8), (64, 8)])
+def test_speed_is_that_of_as_many_ranks(ranks: int, nearest: int) -> None:
+    found = profile().speed("cpu", ranks)
+    assert found is not None
+    assert found.ranks == nearest
+    assert profile().speed("A100", 1) is None
+
+
+def test_fit_finds_the_factors_and_none_below_zero() -> None:
+    features = [[1.0, float(x), float(x * x % 7)] for x in range(1, 9)]
+    assert non_negative_fit(
+        features, [2 + 3 * a + 0.5 * b for _, a, b in features]
+    ) == pytest.approx([2, 3, 0.5])
+    first, second, third = non_negative_fit(features, [9 + 3 * a - b for _, a, b in features])
+    assert third == 0
+    assert first > 0
+    assert second > 0
+
+
+def test_storage_is_read_and_nothing_stays(tmp_path: Path) -> None:
+    assert read_rate(tmp_path, size=16 << 20) > 0
+    assert not list(tmp_path.glob(".launcher*"))
+
+
+def test_products_are_counted_for_every_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(products.WORKING_SET, "cpu", 32 << 20)
+    rates = products.matmul_rates(torch.device("cpu"), torch.float32)
+    assert list(rates) == list(products.ROWS)
+    assert all(1e6 < rate < 1e15 for rate in rates.values())
+
+
+def test_rank_that_fails_is_told_and_none_is_left() -> None:
+    with pytest.raises(RunFailed, match=r"rank [01] of 2 failed"):
+        machine._world("cuda" if not torch.cuda.is_available() else "tpu", 2, 1)
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_together() -> None:
+    said = machine._world("cpu", 2, 1)
+    speed = Speed.model_validate(said["speed"])
+    assert speed.ranks == 2
+    assert set(speed.costs) == {"float32", "bfloat16"}
+    assert all(costs.layer_s > 0 for costs in speed.costs.values())
+    assert Line.model_validate(said["link"]).bytes_per_s > 1e6
+    assert Line.model_validate(said["all_reduce"]).latency_s > 0

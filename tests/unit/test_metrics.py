@@ -1,0 +1,92 @@
+"""The metrics file: what Prometheus reads of a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from ledger_runs import FIRST, answer, fail, make_run, write
+
+from launcher import ledger
+from launcher.disk import write_json
+from launcher.logs import get_logger
+from launcher.report.metrics import metrics_text
+from launcher.run import Run
+from launcher.runtime.exporter import Exporter
+
+SAMPLE = re.compile(r'(launcher_\w+)\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (\S+)')
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """Every sample by name and labels; holds that each line is in Prometheus's form and each family is typed."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        match = SAMPLE.fullmatch(line)
+        assert match, line
+        assert f"# TYPE {match[1]} " in text and f"# HELP {match[1]} " in text
+        assert (match[1], match[2]) not in found
+        found[match[1], match[2]] = float(match[3])
+    return found
+
+
+def status(run: Run, rank: int, host: str) -> None:
+    known = {"attempt": FIRST.name, "rank": rank, "replica": rank, "host": host, "pid": 1}
+    told = {"phase": "running", "rows_done": 2, "completion_tokens": 30}
+    write_json(run.status(FIRST, rank), {**known, **told, "figures": {"load_s": 1.5}})
+
+
+def test_rows_and_ranks_of_a_run_that_goes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 5)
+    (run.attempts / FIRST.name).mkdir()
+    write(run, FIRST, 0, answer(0), fail(1))
+    status(run, 0, 'odd"host\\')
+    finished = ledger.Finished(run)
+    found = samples(metrics_text(run, finished))
+    rows = {labels: value for (name, labels), value in found.items() if name == "launcher_rows"}
+    assert rows == {
+        'run="run",state="ok"': 1,
+        'run="run",state="failed"': 1,
+        'run="run",state="waiting"': 3,
+    }
+    own = f'run="run",attempt="{FIRST.name}",rank="0",replica="0",host="odd\\"host\\\\"'
+    assert found["launcher_rank_completion_tokens_total", own] == 30
+    assert found["launcher_rank_load_seconds", own] == 1.5
+    assert found["launcher_complete", 'run="run"'] == 0
+    assert found["launcher_attempts_total", 'run="run"'] == 1
+
+
+def test_a_complete_run_has_the_figures_of_its_summary(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 1)
+    stage = {"replica": 0, "stage": 1, "rank": 1, "busy": 0.75, "bubble": 0.25, "transfer": None}
+    write_json(run.summary, {"tokens_per_s": 12.5, "bubble": None, "stages": [stage]})
+    write_json(run.manifest, {})
+    found = samples(metrics_text(run, ledger.Finished(run)))
+    assert found["launcher_tokens_per_s", 'run="run"'] == 12.5
+    assert ("launcher_bubble", 'run="run"') not in found
+    of_stage = 'run="run",replica="0",stage="1",rank="1",what="busy"'
+    assert found["launcher_stage_share", of_stage] == 0.75
+
+
+def test_the_exporter_writes_at_once_and_at_the_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 2)
+    (run.attempts / FIRST.name).mkdir()
+    with Exporter(run):
+        write(run, FIRST, 0, answer(0), answer(1))
+    found = samples(run.metrics.read_text())
+    assert found["launcher_rows", 'run="run",state="ok"'] == 2
+    assert [path.name for path in run.path.glob(".*")] == []
+
+
+def test_an_exporter_that_can_not_write_says_so_once_and_harms_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_logger(), "propagate", True)
+    run = make_run(tmp_path, 1)
+    run.metrics.mkdir()
+    with Exporter(run):
+        pass
+    assert sum("no metrics" in record.message for record in caplog.records) == 1
+    assert run.metrics.is_dir()
