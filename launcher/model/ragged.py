@@ -13,7 +13,7 @@ from launcher.model.cache import SlotCache
 from launcher.model.masks import Mask, Masks
 from launcher.model.step import Step
 
-SHORT = 64  # rows of fewer positions attend together, then those of up to twice as many, and so on
+SHORT = 64  # positions: rows whose lengths differ by less attend together
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def _firsts(counts: list[int]) -> list[int]:
 
 
 def _by_length(rows: list[int], lengths: list[int]) -> list[list[int]]:
-    """Rows whose lengths need the same number of doublings of SHORT, the short ones first."""
-    groups: dict[int, list[int]] = {}
+    """Rows whose lengths differ by less than SHORT, or by a quarter where they are long; the short ones first."""
+    groups: dict[tuple[int, int], list[int]] = {}
     for row in rows:
-        groups.setdefault((lengths[row] // SHORT).bit_length(), []).append(row)
-    return [groups[size] for size in sorted(groups)]
+        width = max(SHORT, 1 << max(0, lengths[row].bit_length() - 3))
+        groups.setdefault((width, lengths[row] // width), []).append(row)
+    return [groups[key] for key in sorted(groups)]

@@ -15,7 +15,7 @@ TEMPLATE_TOKENS = 256
 MOST_SLOTS = {"cuda": 256, "cpu": 32}  # more sequences hardly add tokens per second
 PREFILL_CHUNK = {
     "cuda": 512,
-    "cpu": 128,
+    "cpu": 256,
 }  # tokens of a step, those of sequences that decode included
 
 
