@@ -1,4 +1,4 @@
-"""Llamas of two sizes with random weights: speed does not depend on what they say."""
+"""Llamas of a few sizes with random weights: speed does not depend on what they say."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 16000,
         "tie_word_embeddings": True,
     },
+    "100m": {  # of thin layers, which two stages can share evenly beside the head
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 16000,
+        "tie_word_embeddings": True,
+    },
     "1.1b": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -28,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-DTYPES = {"88m": torch.float32, "1.1b": torch.bfloat16}
+DTYPES = {"88m": torch.float32, "100m": torch.float32, "1.1b": torch.bfloat16}
 
 
 def build(size: str) -> LlamaForCausalLM:

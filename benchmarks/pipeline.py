@@ -38,6 +38,7 @@ from launcher.runtime.network import free_port
 from launcher.strategies import pipeline
 
 PROMPT, NEW = 32, 64
+LONGEST_BYTES = 8 * PROMPT  # from which the plan takes prompts to be about as long as they are
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Work:
         )
         machines = Machines("cpu", 1, 0, None, 2**36)
         checkpoint = Checkpoint.read(self.model)
-        plan = pipeline.place(checkpoint, machines, spec, Demand(self.rows, PROMPT, NEW))
+        plan = pipeline.place(checkpoint, machines, spec, Demand(self.rows, LONGEST_BYTES, NEW))
         batch = Batch(
             groups=contender.groups,
             slots=self.slots,
@@ -104,7 +105,7 @@ class Work:
 
     @property
     def rows(self) -> int:
-        return self.slots * max(contender.groups for contender in CONTENDERS)
+        return 2 * self.slots * max(contender.groups for contender in CONTENDERS)
 
     def timeline(self, turn: int, contender: Contender, rank: int) -> Path:
         return self.folder / f"{turn}-{contender}-{rank}"
@@ -160,11 +161,10 @@ def run(gang: Gang, work: Work, turn: int, contender: Contender) -> tuple[float,
     return engine.counters.completion_tokens / took, texts
 
 
-def busy(work: Work, turn: int, contender: Contender) -> float:
-    """Mean busy share of the stages."""
+def stage_shares(work: Work, turn: int, contender: Contender) -> list[dict[str, float]]:
+    """The shares of each stage's time."""
     paths = [work.timeline(turn, contender, rank) for rank in range(contender.stages)]
-    units = account(read_timelines(paths)).values()
-    return statistics.mean(shares(seconds)["busy"] for seconds in units)
+    return [shares(seconds) for seconds in account(read_timelines(paths)).values()]
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build("88m").to(getattr(torch, options.dtype)).save_pretrained(folder / "model")
+        build("100m").to(getattr(torch, options.dtype)).save_pretrained(folder / "model")
         work = Work(folder / "model", options.dtype, options.slots, options.rounds, folder)
         for device in work.plan(CONTENDERS[0])[0].devices:
             print(f"stage {device.stage}: layers {device.layers}, {device.weights_bytes} bytes")
@@ -203,7 +203,10 @@ def report(work: Work, found: list[tuple[int, Contender, float, list[str]]]) -> 
             statistics.median(rates[turn, ring] / rates[turn, one] for turn in turns)
             for ring in CONTENDERS[:2]
         ]
-        share = statistics.median(busy(work, turn, one) for turn in turns)
+        stages = [stage_shares(work, turn, one) for turn in turns]
+        share = statistics.median(
+            statistics.mean(stage["busy"] for stage in turn) for turn in stages
+        )
         same = sum(a == b for a, b in zip(tokens[one], tokens[CONTENDERS[-1]], strict=True))
         print(
             f"{one!s:9} {work.slots}: {statistics.median(rates[t, one] for t in turns):6.0f} tok/s"
@@ -212,6 +215,9 @@ def report(work: Work, found: list[tuple[int, Contender, float, list[str]]]) -> 
             f"   rows as unsplit {same}/{work.rows}",
             flush=True,
         )
+        for number, stage in enumerate(stages[-1]):
+            told = "   ".join(f"{what} {part:.3f}" for what, part in stage.items() if part > 5e-4)
+            print(f"    stage {number}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Recipe:
 def recipes(model: Any, checkpoint: Checkpoint) -> dict[str, Recipe]:
     """A recipe for every name in the state dict of ``model``, which may be on the meta device.
 
-    Raises WeightsError for weights that are missing, left over or of another shape, PreflightError for
+    Raises WeightsError for weights that are missing, left over or of another shape, NotEndToEnd for
     those that only a computation makes of the checkpoint's.
     """
     found, unexpected = _collected(model, checkpoint.tensors)
@@ -83,9 +83,9 @@ def recipes(model: Any, checkpoint: Checkpoint) -> dict[str, Recipe]:
             made[name] = group.recipe(state[name])
         except _OtherShape:
             wrong.append(name)
-        except _NotEndToEnd as error:
-            raise PreflightError(
-                f"the checkpoint can't be streamed: {error} ({name})",
+        except _Unlike as error:
+            raise NotEndToEnd(
+                f"the checkpoint can't be read by parts: {error} ({name})",
                 where=checkpoint.where,
                 cause="transformers computes these weights from the checkpoint's while it loads",
                 fix="use strategy sequential",
@@ -105,7 +105,11 @@ def recipes(model: Any, checkpoint: Checkpoint) -> dict[str, Recipe]:
     return made
 
 
-class _NotEndToEnd(Exception):
+class NotEndToEnd(PreflightError):
+    """Parameters of a model are not bytes of its checkpoint one after the other."""
+
+
+class _Unlike(Exception):
     """A parameter is not its sources' bytes one after the other; says why."""
 
 
@@ -127,9 +131,9 @@ class _Group:
             if tensor.shape != tuple(view.shape):
                 raise _OtherShape
             if not view.is_contiguous():
-                raise _NotEndToEnd("the sources of a weight are interleaved in it")
+                raise _Unlike("the sources of a weight are interleaved in it")
             if tensor.dtype not in DTYPES:
-                raise _NotEndToEnd(f"{tensor.dtype} is not a dtype of plain weights")
+                raise _Unlike(f"{tensor.dtype} is not a dtype of plain weights")
             sources.append(Source(tensor, int(view.storage_offset())))
         if sum(source.tensor.numel for source in sources) != whole.numel():
             raise _OtherShape
@@ -140,7 +144,7 @@ class _Group:
         if self.converter is None:
             tensors = [tensor for part in self.parts.values() for tensor in part]
             if len(tensors) > 1:
-                raise _NotEndToEnd("several tensors have the same name in the model")
+                raise _Unlike("several tensors have the same name in the model")
             return [(tensors[0], whole)]
         merged, joined = _operations(self.converter)
         ordered = [self.parts[p] for p in self.converter.source_patterns if p in self.parts]
@@ -177,11 +181,11 @@ def _operations(converter: WeightConverter) -> tuple[bool, int | None]:
     known = ([MergeModulelist], [MergeModulelist, Concatenate], [Concatenate])
     if len(converter.target_patterns) != 1 or kinds not in known:
         names = ", ".join(kind.__name__ for kind in kinds)
-        raise _NotEndToEnd(f"weights are made by {names}")
+        raise _Unlike(f"weights are made by {names}")
     stacked = [o for o in converter.operations if isinstance(o, MergeModulelist)]
     joined = [o for o in converter.operations if isinstance(o, Concatenate)]
     if any(operation.dim != 0 for operation in stacked) or any(o.dim < 0 for o in joined):
-        raise _NotEndToEnd("weights are stacked along another axis than the first")
+        raise _Unlike("weights are stacked along another axis than the first")
     return bool(stacked), joined[0].dim if joined else None
 
 

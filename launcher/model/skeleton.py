@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from launcher.errors import PreflightError
 from launcher.job.spec import ModelSpec
+from launcher.model.direct import empty_model
 from launcher.model.stage import (
     PER_LAYER,
-    _decoder_of,
-    _layers_of,
-    _name_of,
-    _norm_of,
-    _unsplittable,
+    decoder_of,
+    layers_of,
+    name_of,
+    norm_of,
+    unsplittable,
 )
-from launcher.model.weights import attention_of, load_config, settled
 from launcher.plan.splittable import can_split
 
 
@@ -36,20 +34,20 @@ class Skeleton:
 
     def __init__(self, spec: ModelSpec, dtype: str, total: int, device: torch.device) -> None:
         self.device = device
-        self.model = _empty(spec, dtype, device)
+        self.model = empty_model(spec, dtype, device)
         if reason := can_split(self.model.config.to_dict(), self.model.state_dict()):
-            raise _unsplittable(self.model.config, reason)
-        self._decoder = _decoder_of(self.model)
-        self._decoder_name = _name_of(self.model, self._decoder)
-        self._layers_name, self.layers = _layers_of(self._decoder, total)
-        norm, head = _norm_of(self._decoder, self._layers_name), self.model.get_output_embeddings()
+            raise unsplittable(self.model.config, reason)
+        self._decoder = decoder_of(self.model)
+        self._decoder_name = name_of(self.model, self._decoder)
+        self._layers_name, self.layers = layers_of(self._decoder, total)
+        norm, head = norm_of(self._decoder, self._layers_name), self.model.get_output_embeddings()
         if norm is None or head is None or "." in self._decoder_name:
-            raise _unsplittable(self.model.config, "its final norm or its head can't be found")
-        self._norm_name = _name_of(self._decoder, norm)
+            raise unsplittable(self.model.config, "its final norm or its head can't be found")
+        self._norm_name = name_of(self._decoder, norm)
         self.embedding = self.model.get_input_embeddings()
-        self.embedding_prefix = _name_of(self.model, self.embedding)
-        self.head_prefixes = (_name_of(self.model, norm), _name_of(self.model, head))
-        prefix = _name_of(self.model, getattr(self._decoder, self._layers_name))
+        self.embedding_prefix = name_of(self.model, self.embedding)
+        self.head_prefixes = (name_of(self.model, norm), name_of(self.model, head))
+        prefix = name_of(self.model, getattr(self._decoder, self._layers_name))
         self.layer_prefixes = [f"{prefix}.{number}" for number in range(total)]
         self._check_ends()
 
@@ -81,7 +79,7 @@ class Skeleton:
             found = decoder(inputs_embeds=given, use_cache=False).last_hidden_state
             same = torch.equal(found, given)
         if not same:
-            raise _unsplittable(self.model.config, "it changes hidden states outside of its layers")
+            raise unsplittable(self.model.config, "it changes hidden states outside of its layers")
 
     def _twin(self, layers: list[nn.Module]) -> tuple[Any, Any]:
         """A model with these layers and its decoder, which share all other modules with the skeleton."""
@@ -105,43 +103,3 @@ def _cut(config: Any, first: int, last: int) -> Any:
             setattr(config, name, kinds[first : last + 1])
     config.num_hidden_layers = last + 1 - first
     return config
-
-
-def _empty(spec: ModelSpec, dtype: str, device: torch.device) -> Any:
-    config = load_config(spec)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention_of(spec),
-            trust_remote_code=spec.trust_remote_code,
-        )
-    kept = set(model._keep_in_fp32_modules_strict or ()) | set(model._keep_in_fp32_modules or ())
-    if kept and dtype != "float32":
-        raise PreflightError(
-            f"models of type {config.model_type} keep {', '.join(sorted(kept))} in float32, "
-            "which can't be streamed yet",
-            where="model.dtype",
-            fix="set model.dtype to float32, or use strategy sequential",
-        )
-    _fill_buffers(model, device)
-    return settled(model, spec)
-
-
-def _fill_buffers(model: Any, device: torch.device) -> None:
-    """Make the buffers that no checkpoint holds, by the class's own initialisation, as from_pretrained does.
-
-    It runs on the modules that have such buffers; their parameters are on the meta device and stay there.
-    """
-    held = model.state_dict().keys()
-    for prefix, module in model.named_modules():
-        own = [
-            name
-            for name, buffer in module._buffers.items()
-            if buffer is not None and (f"{prefix}.{name}" if prefix else name) not in held
-        ]
-        for name in own:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
-        if own:
-            with torch.no_grad():
-                model._init_weights(module)

@@ -29,6 +29,7 @@ from torch import nn
 
 from launcher.errors import PreflightError
 from launcher.job.spec import ModelSpec
+from launcher.model.direct import load
 from launcher.model.sharding import Sharding
 from launcher.model.weights import Loading, load_config, load_model
 from launcher.plan.splittable import can_split
@@ -56,13 +57,14 @@ def load_stage(
     part = _Part(layers[0], layers[1], total)
     config = load_config(spec)
     kind = _stage_class(_class_of(config), part, sharding)
-    model = load_model(spec, Loading(dtype, {"": device}), kind)
+    loading = Loading(dtype, {"": device})
+    model = load(spec, loading, kind) if sharding is None else load_model(spec, loading, kind)
     if sharding is not None:
         sharding.settle(model)
     if len(part) == total:
         return model
-    decoder = _decoder_of(model)
-    name, kept = _layers_of(decoder, len(part))
+    decoder = decoder_of(model)
+    name, kept = layers_of(decoder, len(part))
     # While loading they had their names in the checkpoint; code that runs numbers them from 0.
     setattr(decoder, name, nn.ModuleList(kept))
     _cut_config(decoder.config, part)
@@ -95,7 +97,7 @@ def _class_of(config: Any) -> type:
 
     found = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if not isinstance(found, type):
-        raise _unsplittable(config, "transformers has no one CausalLM class for it")
+        raise unsplittable(config, "transformers has no one CausalLM class for it")
     return found
 
 
@@ -118,16 +120,16 @@ def _stage_class(whole: type, part: _Part, sharding: Sharding | None) -> type:
 def _prune(model: Any, part: _Part) -> None:
     """Take away what other stages have. Layers keep their names, which are those in the checkpoint."""
     if reason := can_split(model.config.to_dict(), model.state_dict()):
-        raise _unsplittable(model.config, reason)
-    decoder = _decoder_of(model)
-    name, layers = _layers_of(decoder, part.total)
+        raise unsplittable(model.config, reason)
+    decoder = decoder_of(model)
+    name, layers = layers_of(decoder, part.total)
     own: set[Any] = {module for layer in part.of(layers) for module in layer.modules()}
     for module in own:
         index = getattr(module, "layer_idx", None)
         if isinstance(index, int):
             module.layer_idx = index - part.first
     others = [number for number in range(part.total) if layers[number] not in own]
-    prefix = _name_of(model, getattr(decoder, name))
+    prefix = name_of(model, getattr(decoder, name))
     gone = [f"{prefix}.{number}" for number in others] + _drop_ends(model, decoder, name, part)
     for number in others:
         del getattr(decoder, name)._modules[str(number)]
@@ -155,12 +157,12 @@ def _drop_ends(model: Any, decoder: Any, layers: str, part: _Part) -> list[str]:
     is_first, is_last = part.first == 0, part.last == part.total - 1
     dropped = []
     if not is_first and not (is_last and tied):
-        dropped.append(_name_of(model, embedding))
+        dropped.append(name_of(model, embedding))
     if not is_last:
-        norm = _norm_of(decoder, layers)
+        norm = norm_of(decoder, layers)
         if norm is None or head is None:
-            raise _unsplittable(decoder.config, "its final norm or its head can't be found")
-        dropped += [_name_of(model, norm), _name_of(model, head)]
+            raise unsplittable(decoder.config, "its final norm or its head can't be found")
+        dropped += [name_of(model, norm), name_of(model, head)]
     for name in dropped:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())
@@ -174,15 +176,15 @@ def _cut_config(config: Any, part: _Part) -> None:
     config.num_hidden_layers = len(part)
 
 
-def _decoder_of(model: Any) -> Any:
+def decoder_of(model: Any) -> Any:
     """The module that has embedding, layers and norm."""
     decoder = model.get_decoder()
     if decoder is model or not hasattr(decoder, "config"):
-        raise _unsplittable(model.config, "its decoder can't be found")
+        raise unsplittable(model.config, "its decoder can't be found")
     return decoder
 
 
-def _layers_of(decoder: Any, total: int) -> tuple[str, list[nn.Module]]:
+def layers_of(decoder: Any, total: int) -> tuple[str, list[nn.Module]]:
     """Name and members of the list of layers."""
     found = [
         name
@@ -190,11 +192,11 @@ def _layers_of(decoder: Any, total: int) -> tuple[str, list[nn.Module]]:
         if isinstance(child, nn.ModuleList) and len(child) == total
     ]
     if len(found) != 1:
-        raise _unsplittable(decoder.config, f"it has no one list of {total} layers")
+        raise unsplittable(decoder.config, f"it has no one list of {total} layers")
     return found[0], list(getattr(decoder, found[0]))
 
 
-def _norm_of(decoder: Any, layers: str) -> nn.Module | None:
+def norm_of(decoder: Any, layers: str) -> nn.Module | None:
     """The norm behind the layers."""
     children = dict(decoder.named_children())
     behind = list(children)[list(children).index(layers) + 1 :]
@@ -202,14 +204,14 @@ def _norm_of(decoder: Any, layers: str) -> nn.Module | None:
     return norms[0] if len(norms) == 1 else None
 
 
-def _name_of(model: nn.Module, part: nn.Module) -> str:
+def name_of(model: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is part)
 
 
 def _check_ends(model: Any, decoder: Any, layers: str) -> None:
     """Hidden states must enter the first layer as they are given and leave as the last one makes them:
     without layers the stage does nothing, or what the norm does."""
-    kept, norm = getattr(decoder, layers), _norm_of(decoder, layers) or nn.Identity()
+    kept, norm = getattr(decoder, layers), norm_of(decoder, layers) or nn.Identity()
     width = decoder.config.hidden_size
     given = torch.linspace(-1, 1, width, dtype=model.dtype, device=model.device).view(1, 1, width)
     setattr(decoder, layers, nn.ModuleList())
@@ -218,10 +220,10 @@ def _check_ends(model: Any, decoder: Any, layers: str) -> None:
         same = torch.equal(found, norm(given))
     setattr(decoder, layers, kept)
     if not same:
-        raise _unsplittable(decoder.config, "it changes hidden states outside of its layers")
+        raise unsplittable(decoder.config, "it changes hidden states outside of its layers")
 
 
-def _unsplittable(config: Any, why: str) -> PreflightError:
+def unsplittable(config: Any, why: str) -> PreflightError:
     return PreflightError(
         f"models of type {config.model_type} can't be split into stages: {why}",
         where="parallel.strategy",

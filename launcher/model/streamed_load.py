@@ -9,6 +9,7 @@ import torch
 
 from launcher.job.spec import ModelSpec
 from launcher.measure.spans import Recorder
+from launcher.model.direct import load
 from launcher.model.local import LocalStepModel
 from launcher.model.packed import pack_linears
 from launcher.model.reader import Reader, Unit
@@ -16,10 +17,10 @@ from launcher.model.recipe import Recipe, recipes
 from launcher.model.runner import StageRunner
 from launcher.model.skeleton import Skeleton
 from launcher.model.spill import FileSpill, HostSpill, Spill
-from launcher.model.stage import _unsplittable
+from launcher.model.stage import unsplittable
 from launcher.model.streamed import Embedding, HeadBlock, LayerBlock, Parts, StreamedStepModel
 from launcher.model.weight_files import WeightFiles
-from launcher.model.weights import Loading, load_model
+from launcher.model.weights import Loading
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.hardware import memory_here
 from launcher.plan.plan import Plan, Streaming
@@ -80,7 +81,7 @@ def _units(skeleton: Skeleton, found: Mapping[str, Recipe]) -> tuple[Recipe, lis
     head = Unit.of(model, skeleton.head_prefixes, found)
     held = 1 + sum(len(unit.slots) for unit in (*layers, head))
     if held != len(found) or len(found[table].sources) != 1:
-        raise _unsplittable(model.config, "it has weights outside of embedding, layers and head")
+        raise unsplittable(model.config, "it has weights outside of embedding, layers and head")
     return found[table], layers, head
 
 
@@ -114,7 +115,7 @@ def _spill(
 
 def load_whole(spec: ModelSpec, plan: Plan, recorder: Recorder) -> LocalStepModel:
     """All of the model of ``spec`` in this rank's memory."""
-    model = load_model(spec, Loading(plan.dtype, {"": 0} if plan.device == "cuda" else None))
+    model = load(spec, Loading(plan.dtype, {"": 0} if plan.device == "cuda" else None))
     if plan.device == "cpu":
         pack_linears(model)
     return LocalStepModel(model, plan.batch, recorder)

@@ -21,11 +21,12 @@ from launcher.engine.engine import Engine
 from launcher.engine.text import Text
 from launcher.errors import PreflightError, WeightsError
 from launcher.job.spec import ModelSpec
+from launcher.model.direct import load
 from launcher.model.runner import StageRunner
 from launcher.model.sampling import draw
 from launcher.model.stage import load_stage
 from launcher.model.step import Step
-from launcher.model.weights import Loading, load_model
+from launcher.model.weights import Loading
 from launcher.plan.plan import Batch
 from launcher.records import Request, Sampling
 
@@ -73,7 +74,7 @@ class Case:
     def __init__(self, path: Path, attention: str = "sdpa") -> None:
         torch.set_num_threads(1)
         self.spec = ModelSpec(path=str(path), dtype="float32", attention=attention)
-        self.whole = load_model(self.spec, Loading("float32"))
+        self.whole = load(self.spec, Loading("float32"))
         self.text = Text.load(self.spec, max_length=80)
         letters = random.Random(0)
         prompts = ["".join(letters.choices("QWZXJK", k=n - 1)) for n in LENGTHS]

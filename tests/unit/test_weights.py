@@ -13,14 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from launcher.errors import PreflightError, WeightsError
 from launcher.job.spec import ModelSpec
+from launcher.model import direct
 from launcher.model.packed import PackedLinear, pack_linears
 from launcher.model.weights import Loading, load_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
+LOADERS = [load_model, direct.load]
+
+
+@pytest.fixture(params=LOADERS, ids=["transformers", "direct"], autouse=True)
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.LOADERS", [request.param])
+
+
 def load(path: Path, **options: Any) -> Any:
-    return load_model(ModelSpec(path=str(path)), Loading(**{"dtype": "float32"} | options))
+    return LOADERS[0](ModelSpec(path=str(path)), Loading(**{"dtype": "float32"} | options))
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def test_layers_on_disk_answer_as_those_in_memory(path: Path) -> None:
 def test_flash_attention_is_refused_while_it_is_not_supported(path: Path) -> None:
     spec = ModelSpec(path=str(path), attention="flash_attention_2")
     with pytest.raises(PreflightError, match="flash_attention_2"):
-        load_model(spec, Loading("float32"))
+        LOADERS[0](spec, Loading("float32"))
 
 
 def test_a_model_that_cannot_sdpa_attends_eagerly(tmp_path: Path) -> None:
