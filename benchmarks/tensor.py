@@ -6,6 +6,8 @@
 - decode: 8 prompts of 16 tokens and 64 new tokens each, against transformers' own `generate` at the same degree
   and against the unsplit model.
 
+`package` is backend tensor_parallel: the same number of shards, in threads of the first rank's process.
+
 Contenders take turns over the same rows; the figure is the median over the rounds of the ratio within a round.
 """
 
@@ -38,7 +40,8 @@ from launcher.runtime.network import free_port
 from launcher.strategies import tensor
 
 ROWS = 8
-CONTENDERS = ("tensor", "library", "unsplit")
+CONTENDERS = ("tensor", "library", "package", "unsplit")
+BACKENDS = {"package": "tensor_parallel"}
 Outputs = list[list[int]]
 
 
@@ -73,13 +76,15 @@ class Work:
     rounds: int
 
 
-def run_ours(work: Work, gang: Gang, degree: int, task: Task) -> tuple[float, Outputs]:
-    """Seconds and tokens of the engine over ``degree`` ranks, loading not counted; nothing on ranks that serve."""
+def run_ours(work: Work, gang: Gang, name: str, task: Task) -> tuple[float, Outputs]:
+    """Seconds and tokens of the engine as contender ``name``, loading not counted; nothing on ranks that serve."""
+    degree = 1 if name == "unsplit" else work.degree
+    options = {"backend": BACKENDS.get(name, "transformers")}
     spec = JobSpec.model_validate(
         {
             "name": "benchmark",
             "model": {"path": str(work.model), "dtype": work.dtype},
-            "parallel": {"strategy": "tensor", "tensor": degree},
+            "parallel": {"strategy": "tensor", "tensor": degree, "options": options},
             "batch": {"slots": ROWS, "max_length": task.prompt + task.new},
             "input": {"path": "none"},
         }
@@ -138,10 +143,8 @@ def rank_main(rank: int, port: int, work: Work, results: Any) -> None:
                 torch.distributed.barrier()
                 if name == "library":
                     found = run_library(library, task)
-                elif name == "tensor":
-                    found = run_ours(work, gang, work.degree, task)
-                elif rank == 0:
-                    found = run_ours(work, gang, 1, task)
+                elif name == "tensor" or rank == 0:
+                    found = run_ours(work, gang, name, task)
                 if rank == 0 and turn:
                     results.put((turn, task, name, *found))
     gang.leave()

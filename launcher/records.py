@@ -108,3 +108,7 @@ class Demand:
     longest_prompt_bytes: int
     max_new_tokens: int  # the largest that any row asks for
     exact: bool = True
+    # Of some rows, evenly spread: bytes of the prompt and most new tokens. What prompts look like, and their tokens.
+    sample: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    excerpts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    bytes_per_token: float | None = field(default=None, compare=False)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import registry, strategies
-from launcher.errors import DoesNotFit, PreflightError, SpecError, UsageError
+from launcher.errors import DoesNotFit, LauncherError, PreflightError, SpecError, UsageError
 from launcher.hub import resolve as hub
 from launcher.input import prompts
+from launcher.input.tokens import bytes_per_token
 from launcher.job.load import LoadedSpec, dump_spec, load_spec
 from launcher.job.spec import JobSpec
+from launcher.plan import choose
 from launcher.plan.checkpoint import Checkpoint
-from launcher.plan.choose import best
 from launcher.plan.machines import Machines, resolve_machines
 from launcher.plan.plan import Plan
 from launcher.records import Demand
@@ -28,9 +29,11 @@ TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @dataclass(frozen=True)
 class Planned:
-    """A spec with what follows from it. ``spec`` has the model's local path and commit where they are known."""
+    """A spec with what follows from it. ``spec`` has the model's local path and commit where they are known, and what
+    ``strategy: auto`` came to; ``asked`` has that open."""
 
     loaded: LoadedSpec
+    asked: JobSpec
     spec: JobSpec
     checkpoint: Checkpoint
     machines: Machines
@@ -53,11 +56,12 @@ def plan_job(
     loaded = load_spec(path, overrides)
     _supported(loaded)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
-    spec = model.in_spec(loaded.spec)
+    spec = asked = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
     machines = resolve_machines(spec, here=here)
-    plan = _place(loaded, spec, checkpoint, machines, prompts.scan(spec, SCAN_BYTES))
-    return Planned(loaded, spec, checkpoint, machines, here, plan)
+    demand = prompts.scan(spec, SCAN_BYTES)
+    spec, plan = _place(loaded, spec, checkpoint, machines, demand)
+    return Planned(loaded, asked, spec, checkpoint, machines, here, plan)
 
 
 def _supported(loaded: LoadedSpec) -> None:
@@ -157,35 +161,30 @@ def _check_tokenizer(model: Path) -> None:
 
 def _place(
     loaded: LoadedSpec, spec: JobSpec, checkpoint: Checkpoint, machines: Machines, demand: Demand
-) -> Plan:
-    """The strategy's plan; for ``auto`` the best of those that the strategies make of the spec."""
-    name = spec.parallel.strategy
-    plans, refusals = [], []
-    for each in _variants(spec, machines) if name == "auto" else [spec]:
+) -> tuple[JobSpec, Plan]:
+    """The strategy's plan, beside what else there would be; for ``auto`` the best of those, and the spec that says so."""
+    local = Path(spec.model.path)
+    demand = replace(demand, bytes_per_token=bytes_per_token(local, demand.excerpts))
+    auto = spec.parallel.strategy == "auto"
+    plans: list[tuple[JobSpec, Plan]] = []
+    refusals: list[LauncherError] = []
+    for each in [*([] if auto else [spec]), *choose.variants(spec, checkpoint, machines)]:
         strategy = strategies.get(each.parallel.strategy)
         try:
             loaded.check_section("parallel.options", strategy.Options, each.parallel.options)
-            plans.append(strategy.place(checkpoint, machines, each, demand))
+            plan = strategy.place(checkpoint, machines, each, demand)
+            if each is spec or choose.stands_alone(plan):
+                plans.append((each, plan))
         except (SpecError, UsageError) as refusal:
+            if each is spec:
+                raise
             refusals.append(refusal)
     if not plans:
         raise refusals[0]
-    return best(plans)
-
-
-def _variants(spec: JobSpec, machines: Machines) -> list[JobSpec]:
-    """The spec under each strategy; a pipeline gets a stage for every GPU where it is not said how many."""
-    parallel, gpus = spec.parallel, machines.nodes * machines.gpus_per_node
-    copies = parallel.replicas * parallel.tensor
-    stages = parallel.stages if parallel.stages > 1 else gpus // copies
-    own: dict[str, dict[str, int]] = {"pipeline": {"stages": stages}}
-    return [
-        spec.model_copy(
-            update={"parallel": parallel.model_copy(update={"strategy": name, **own.get(name, {})})}
-        )
-        for name in strategies.names()
-        if (name != "pipeline" or stages > 1) and (name != "tensor" or parallel.tensor > 1)
-    ]
+    own = choose.best([plan for _, plan in plans]) if auto else plans[0][1]
+    told = choose.candidates([plan for _, plan in plans], own)
+    chosen = next(each for each, plan in plans if plan is own)
+    return chosen, own.model_copy(update={"candidates": told})
 
 
 def _fill(run: Run, planned: Planned) -> None:
@@ -193,16 +192,17 @@ def _fill(run: Run, planned: Planned) -> None:
     demand = prompts.build_index(
         planned.loaded.spec, run.input, planned.spec.parallel.replicas * worlds
     )
-    plan = _place(planned.loaded, planned.spec, planned.checkpoint, planned.machines, demand)
+    spec = planned.asked
+    spec, plan = _place(planned.loaded, spec, planned.checkpoint, planned.machines, demand)
     if not plan.fits:
         raise _does_not_fit(plan)
     if not planned.here:
-        script = slurm.script(run.path, planned.spec, plan)
+        script = slurm.script(run.path, spec, plan)
         plan = plan.model_copy(update={"script": script})
     for path, text in (
         (run.spec, planned.loaded.text),
         (run.plan, plan.model_dump_json(indent=1) + "\n"),
-        (run.job, dump_spec(planned.spec)),  # last: it is what makes the directory a run
+        (run.job, dump_spec(spec)),  # last: it is what makes the directory a run
     ):
         with publish(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

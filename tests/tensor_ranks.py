@@ -14,6 +14,7 @@ import torch
 from launcher.job.spec import ModelSpec
 from launcher.model.gang import Gang
 from launcher.model.group import TensorGroup
+from launcher.model.local import Runner
 from launcher.model.packed import pack_linears
 from launcher.model.runner import StageRunner
 from launcher.model.sharding import Sharding
@@ -42,7 +43,11 @@ class Shard:
 
 def drive(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and greedy tokens after prompts that are the same for every model."""
-    runner = StageRunner(model, BATCH)
+    return drive_runner(StageRunner(model, BATCH))
+
+
+def drive_runner(runner: Runner) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of what runs a model."""
     draw = torch.Generator().manual_seed(0)
     counts, slots = torch.tensor(COUNTS), torch.arange(len(COUNTS))
     prompts = torch.randint(2, 400, (len(COUNTS), max(COUNTS)), generator=draw)

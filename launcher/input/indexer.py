@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -35,6 +35,9 @@ from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, JobSpec
 from launcher.records import Demand, Failure, Request
 
+SAMPLE = 256  # rows whose lengths stand for all: so many, and up to twice as many
+EXCERPTS, EXCERPT_LETTERS = 16, 1000
+
 
 @dataclass
 class Tally:
@@ -44,6 +47,10 @@ class Tally:
     rows: int = 0
     longest: int = 0  # bytes of a prompt, or of all messages of a row
     max_new_tokens: int = 0
+    sample: list[tuple[int, int]] = field(default_factory=list)  # of every ``_every``th good row
+    excerpts: list[str] = field(default_factory=list)
+    _every: int = 1
+    _good: int = 0
 
     def add(self, line: Line, form: str) -> Request | Failure:
         """The row in ``line``, counted."""
@@ -54,13 +61,33 @@ class Tally:
             return Failure(index, str(index), "line_too_long", what)
         row = parse_row(line.data, form, index, self.generation)
         if isinstance(row, Request):
-            self.longest = max(self.longest, _prompt_bytes(row))
+            size = _prompt_bytes(row)
+            self.longest = max(self.longest, size)
             self.max_new_tokens = max(self.max_new_tokens, row.sampling.max_new_tokens)
+            self._keep(row, size)
         return row
+
+    def _keep(self, row: Request, size: int) -> None:
+        """Take the row into the sample, which stays evenly spread over all rows so far."""
+        if self._good % self._every == 0:
+            self.sample.append((size, row.sampling.max_new_tokens))
+            if len(self.excerpts) < EXCERPTS:
+                text = row.prompt or str((row.messages or [{}])[-1].get("content", ""))
+                self.excerpts.append(text[:EXCERPT_LETTERS])
+        self._good += 1
+        if len(self.sample) == 2 * SAMPLE:
+            self.sample = self.sample[::2]
+            self._every *= 2
 
     def demand(self) -> Demand:
         asked = self.max_new_tokens or self.generation.max_new_tokens
-        return Demand(self.rows, self.longest, asked)
+        return Demand(
+            self.rows,
+            self.longest,
+            asked,
+            sample=tuple(self.sample),
+            excerpts=tuple(self.excerpts),
+        )
 
 
 def _prompt_bytes(request: Request) -> int:

@@ -5,6 +5,7 @@ One bad row is one Failure, never the end of a run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def scan(spec: JobSpec, limit_bytes: int) -> Demand:
     _scan_tables(tables, spec, tally, limit_bytes - read)
     if tally.rows >= rows and read >= total:
         return tally.demand()
-    return Demand(rows, tally.longest, tally.max_new_tokens, exact=False)
+    return replace(tally.demand(), rows=rows, max_new_tokens=tally.max_new_tokens, exact=False)
 
 
 def _scan_lines(files: list[tuple[Path, str]], tally: Tally, limit: int) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from launcher.errors import PeerLost
 from launcher.measure.spans import Recorder
 from launcher.model.gang import Gang
 from launcher.model.link import FOREVER
+from launcher.model.shared import SharedSum
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TensorGroup:
     index: int
     handle: Any
     device: str
+    shared: SharedSum | None = None  # of ranks of one host, on its CPU
     _spent: float = field(default=0.0, init=False)
 
     @classmethod
@@ -44,6 +46,9 @@ class TensorGroup:
                 names = tuple(f"rank {rank} on {gang.hosts[rank]}" for rank in ranks)
                 found = cls(names, gang.rank - first, handle, device)
         assert found is not None, "the gang has no such rank"
+        if device == "cpu":
+            first = gang.rank - found.index
+            found.shared = SharedSum.join(gang, list(range(first, first + size)), found.handle)
         return found
 
     def __len__(self) -> int:
@@ -51,7 +56,12 @@ class TensorGroup:
 
     def add_up(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's ``partial``, in its place; the same on all of them, bit for bit."""
-        self._exchange(lambda: dist.all_reduce(partial, group=self.handle))
+        shared = self.shared
+        self._exchange(
+            lambda: (
+                shared.add_up(partial) if shared else dist.all_reduce(partial, group=self.handle)
+            )
+        )
         return partial
 
     def put_together(self, part: torch.Tensor, width: int) -> torch.Tensor:
@@ -74,7 +84,7 @@ class TensorGroup:
         began = time.perf_counter()
         try:
             collective()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             others = [name for at, name in enumerate(self.names) if at != self.index]
             raise PeerLost(
                 f"lost {' or '.join(others)}: {str(error).partition('. ')[0]}",
@@ -84,12 +94,19 @@ class TensorGroup:
         self._spent += time.perf_counter() - began
 
 
+class Exchanges(Protocol):
+    """What adds up and gathers, and knows how long that took."""
+
+    def take_spent(self) -> float:
+        """Seconds that exchanges took since this was last asked."""
+
+
 class GroupTimer:
-    """The timer of a rank whose steps hold exchanges with its ``group``, for devices that compute while Python
+    """The timer of a rank whose steps hold exchanges with its ``group`` (or of its threads), for devices that compute while Python
     waits. Of each step's span they are cut off at the end, as one ``transfer``: they are too many for spans
     of their own."""
 
-    def __init__(self, recorder: Recorder, group: TensorGroup) -> None:
+    def __init__(self, recorder: Recorder, group: Exchanges) -> None:
         self._recorder, self._group = recorder, group
 
     @contextlib.contextmanager

@@ -1,13 +1,14 @@
-"""LocalStepModel: a whole transformers model in this process, on one device or spread over several."""
+"""StepModels of one process: LocalStepModel, a whole transformers model on one device or spread over several, and
+what it has in common with others that draw where they compute."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from launcher.measure.device import timer
+from launcher.measure.device import Timer, timer
 from launcher.measure.spans import Recorder
 from launcher.model.runner import StageRunner
 from launcher.model.sampling import draw
@@ -15,14 +16,25 @@ from launcher.model.step import Step
 from launcher.plan.plan import Batch
 
 
-class LocalStepModel:
-    """Runs steps on ``model``, a CausalLM of transformers; layers may be spread by accelerate's hooks."""
+class Runner(Protocol):
+    """What runs a stage, or a whole model: StageRunner, or something in its place."""
+
+    device: torch.device
+
+    def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (t, d) for the next stage, or logits (b, vocabulary) on the last."""
+
+    def close(self) -> None:
+        """Give up what it holds."""
+
+
+class RunnerStepModel:
+    """Runs steps on ``runner``, which has the whole model, and draws in this process."""
 
     depth = 1
 
-    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 512) -> None:
-        self._runner = StageRunner(model, batch, pack=pack)
-        self._timer = timer(recorder, self._runner.device)
+    def __init__(self, runner: Runner, timer: Timer) -> None:
+        self._runner, self._timer = runner, timer
         self._finished: deque[Tokens] = deque()
         self._steps = 0
 
@@ -46,6 +58,14 @@ class LocalStepModel:
         self._timer.close()
         self._finished.clear()
         self._runner.close()
+
+
+class LocalStepModel(RunnerStepModel):
+    """Runs steps on ``model``, a CausalLM of transformers; layers may be spread by accelerate's hooks."""
+
+    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 512) -> None:
+        runner = StageRunner(model, batch, pack=pack)
+        super().__init__(runner, timer(recorder, runner.device))
 
 
 class Tokens:

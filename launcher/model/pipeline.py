@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -26,7 +25,7 @@ from launcher.measure.spans import Recorder
 from launcher.model.gang import Gang
 from launcher.model.group import GroupTimer, TensorGroup
 from launcher.model.link import ENVELOPE, Inbox, Outbox, Peer, Side
-from launcher.model.local import Tokens
+from launcher.model.local import Runner, Tokens
 from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, stop
 from launcher.model.sampling import draw
 from launcher.model.step import Step
@@ -34,18 +33,6 @@ from launcher.plan.plan import Batch
 
 HIDDEN, TOKENS, STEPS = 1, 2, 3  # tags: two ranks may be neighbours in several ways
 AHEAD = 2  # messages received while the one before is computed on
-
-
-class Runner(Protocol):
-    """What runs a stage: StageRunner, or something of known speed in its place."""
-
-    device: torch.device
-
-    def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states (t, d) for the next stage, or logits (b, vocabulary) on the last."""
-
-    def close(self) -> None:
-        """Give up what it holds."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The library says for each of its models how every weight is cut (``_tp_plan``, the styles that
 DistributedConfig(tp_size=N) applies), and of a parameter that is a DTensor its loader reads this rank's part
 alone. What runs afterwards is ours: plain tensors in plain modules, whose linear layers can be packed and whose
-exchanges are timed and name the ranks that fail. No other file knows the library's styles; it is the same
-under transformers 5.17 and 5.23.
+exchanges are timed and name the ranks that fail. Beside tensor_parallel_backend.py, which cuts by the same plan, no file
+knows the library's styles; they are the same under transformers 5.17 and 5.23.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Sharding:
         Raises PreflightError where the library has no plan for it, or one that is not known here.
         """
         dims = Dims.of(model.config.to_dict())
-        self._styles = _styles(model, heads_are_whole(dims, len(self.group)))
+        self._styles = styles_of(model, heads_are_whole(dims, len(self.group)))
         mesh = DeviceMesh.from_group(self.group.handle, self.group.device)
         for name, module in model.named_modules():
             for own, parameter in module._parameters.items():
                 style = self._styles.get(f"{name}.{own}") or self._styles.get(name)
-                placement = _placement(style, own, parameter)
+                placement = placement_of(style, own, parameter)
                 if placement is not None:
                     part = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
                     module._parameters[own] = nn.Parameter(part, requires_grad=False)
@@ -128,7 +128,7 @@ class KnownTokens(nn.Module):
         return self._group.add_up(found.where(known[..., None], 0))
 
 
-def _styles(model: Any, all_heads: bool) -> dict[str, str]:
+def styles_of(model: Any, all_heads: bool) -> dict[str, str]:
     """The style of every module and parameter that the library's plan names, and of the embedding."""
     plan = dict(model._tp_plan or {})
     if not any("*" in name for name in plan):
@@ -166,7 +166,7 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from model.named_parameters()
 
 
-def _placement(style: str | None, name: str, parameter: torch.Tensor | None) -> Placement | None:
+def placement_of(style: str | None, name: str, parameter: torch.Tensor | None) -> Placement | None:
     """The dimension along which a parameter is cut; None where every rank has all of it."""
     if parameter is None or style is None:
         return None

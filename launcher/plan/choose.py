@@ -1,16 +1,107 @@
-"""Which of several plans to take. No torch."""
+"""Which of several plans to take, which there are to choose from, and why the others lost. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from launcher.job.spec import JobSpec, ParallelSpec
+from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
+from launcher.plan.shards import degrees
+
+ALIKE = 0.02  # predictions that differ by less say nothing: the plan with fewer ranks is simpler
+MOST_RANKS = 64  # of one replica
+MOST_SHARDS = 8
+SHOWN = 12  # and the chosen one
+
+
+def variants(spec: JobSpec, checkpoint: Checkpoint, machines: Machines) -> list[JobSpec]:
+    """What ``strategy: auto`` has to choose from: the spec under each strategy, with every number of stages, shards
+    and replicas that fills the machines, as far as it does not say them. Options belong to one strategy, whose own
+    check tells which. Where a spec names its strategy, what others would do with all of the machines."""
+    asked = spec.parallel
+    if asked.strategy != "auto":
+        asked = ParallelSpec(schedule=asked.schedule)
+    return [
+        spec.model_copy(update={"parallel": asked.model_copy(update=each)})
+        for each in _shapes(asked, checkpoint, machines)
+    ]
+
+
+def _shapes(
+    asked: ParallelSpec, checkpoint: Checkpoint, machines: Machines
+) -> Iterator[dict[str, Any]]:
+    """Fields of ParallelSpec."""
+    said = asked.model_fields_set
+    total = machines.nodes * (machines.gpus_per_node or _cpu_ranks(machines))
+    alone = asked.stages == asked.tensor == 1
+    depths = [asked.stages] if "stages" in said else range(1, checkpoint.dims.layers + 1)
+    for name in ("sequential", "streamed"):
+        # Where replicas are left open, those that fill the machines, down to one per node.
+        each = machines.nodes
+        while alone and each <= total:
+            replicas = asked.replicas if "replicas" in said else each
+            yield {"strategy": name, "replicas": replicas}
+            if "replicas" in said:
+                break
+            each *= 2
+    shards = [1, *(d for d in degrees(checkpoint) if d <= MOST_SHARDS)]
+    for tensor in [asked.tensor] if "tensor" in said else shards:
+        for stages in depths:
+            size = stages * tensor
+            least = asked.replicas if "replicas" in said else 1
+            if not 1 < size <= min(MOST_RANKS, max(total // least, asked.stages * asked.tensor)):
+                continue
+            if "replicas" not in said and total % size:
+                continue
+            replicas = asked.replicas if "replicas" in said else max(1, total // size)
+            shape = {"stages": stages, "tensor": tensor, "replicas": replicas}
+            yield {**shape, "strategy": "tensor" if stages == 1 else "pipeline"}
+
+
+def _cpu_ranks(machines: Machines) -> int:
+    """Ranks of a node without GPUs that were measured together; what more of them would share is not known."""
+    profile = machines.profile
+    return max((s.ranks for s in profile.speeds if s.device == "cpu"), default=1) if profile else 1
+
+
+def stands_alone(plan: Plan) -> bool:
+    """False for what another strategy does as well: streaming a model of which everything stays in memory."""
+    return plan.strategy != "streamed" or any(p.streaming for p in plan.placements)
 
 
 def best(plans: Sequence[Plan]) -> Plan:
-    """Of the plans that fit, the one that leaves least of the devices' time unused; of equals (to a hundredth)
-    the one with fewer ranks, then the first. Where none fits, the same among all of them."""
-    return max(plans, key=lambda plan: (plan.fits, round(used(plan), 2), -plan.world_size))
+    """Of the plans that fit, the one with most tokens per second; of those that are about as fast the one with
+    fewest ranks, then the first. Where none fits, the one that is least short."""
+    return ranked(plans)[0]
+
+
+def ranked(plans: Sequence[Plan]) -> list[Plan]:
+    """The best first."""
+    fastest = max((speed(plan) for plan in plans if plan.fits), default=0.0)
+
+    def rank(plan: Plan) -> tuple[float, ...]:
+        if not plan.fits:
+            return (2, shortage(plan), plan.world_size)
+        if speed(plan) >= (1 - ALIKE) * fastest:
+            return (0, plan.world_size, -speed(plan))
+        return (1, -speed(plan), plan.world_size)
+
+    return sorted(plans, key=rank)
+
+
+def speed(plan: Plan) -> float:
+    """Predicted tokens per second, 0 where nothing is predicted."""
+    return plan.predicted.tokens_per_s or 0.0
+
+
+def shortage(plan: Plan) -> float:
+    """The largest share by which a device is overfull."""
+    return max(
+        (d.peak_bytes / d.capacity_bytes for d in plan.devices if d.capacity_bytes), default=0.0
+    )
 
 
 def used(plan: Plan) -> float:
@@ -19,3 +110,86 @@ def used(plan: Plan) -> float:
     own = [device for device in plan.devices if device.device.startswith(plan.device)]
     asked_for = plan.nodes * plan.gpus_per_node or len(own)
     return sum(device.utilization or 0.0 for device in own) / asked_for
+
+
+def candidates(plans: Sequence[Plan], chosen: Plan) -> list[dict[str, Any]]:
+    """What else there is, best first, for plan.json; ``chosen`` is among them and says so."""
+    others = [plan for plan in plans if _split(plan) != _split(chosen)]
+    listed = ranked([*others, chosen])
+    shown = [plan for place, plan in enumerate(listed) if place < SHOWN or plan is chosen]
+    return [_told(plan, chosen, listed[0]) for plan in shown]
+
+
+def _told(plan: Plan, chosen: Plan, first: Plan) -> dict[str, Any]:
+    stages, shards = shape(plan)
+    return {
+        "strategy": plan.strategy,
+        "schedule": plan.schedule,
+        "stages": stages,
+        "tensor": shards,
+        "replicas": len({placement.replica for placement in plan.placements}),
+        "groups": plan.batch.groups,
+        "slots": plan.batch.slots,
+        "fits": plan.fits,
+        "tokens_per_s": plan.predicted.tokens_per_s,
+        "utilization": plan.predicted.utilization,
+        "wall_s": plan.predicted.wall_s,
+        "gpu_hours": plan.predicted.gpu_hours,
+        "empty_gpus": empty_gpus(plan),
+        "chosen": plan is chosen,
+        "reason": "" if plan is first else why(plan, first),
+    }
+
+
+def shape(plan: Plan) -> tuple[int, int]:
+    """Stages that are ranks of their own, and shards of each."""
+    stages = 1 + max(placement.stage for placement in plan.placements)
+    return stages, max(placement.shards for placement in plan.placements)
+
+
+def _split(plan: Plan) -> tuple[object, ...]:
+    """Plans are told apart by this."""
+    return plan.strategy, *shape(plan), plan.world_size
+
+
+def empty_gpus(plan: Plan) -> int:
+    """GPUs that are asked for and hold nothing."""
+    held = sum(1 for d in plan.devices if d.weights_bytes and d.device.startswith("cuda"))
+    return max(0, plan.nodes * plan.gpus_per_node - held)
+
+
+def why(plan: Plan, first: Plan) -> str:
+    """What ``plan`` loses by, compared with ``first``: the largest of the shares of its devices' time that are not
+    computing, or else what it computes less well."""
+    if not plan.fits:
+        return f"does not fit: {_short(plan)}"
+    if not speed(plan):
+        return "its speed is not predicted"
+    if speed(plan) >= (1 - ALIKE) * speed(first):
+        return f"as fast, with {plan.world_size} ranks instead of {first.world_size}"
+    predicted, gpus = plan.predicted, plan.nodes * plan.gpus_per_node
+    busy, bubble = predicted.utilization or 0.0, predicted.bubble or 0.0
+    losses = {
+        f"bubbles: stages wait {bubble:.0%} of the time": bubble,
+        f"{empty_gpus(plan)} of {gpus} GPUs stay empty": empty_gpus(plan) / gpus if gpus else 0.0,
+        _waits(plan, 1 - busy - bubble): 1 - busy - bubble,
+    }
+    reason, share = max(losses.items(), key=lambda item: item[1])
+    if share > 0.1:
+        return reason
+    if plan.batch.slots < 0.9 * first.batch.slots:
+        return f"{plan.batch.slots} rows per step, {first.batch.slots} make more of each reading of the weights"
+    return "its steps take longer: fewer ranks share a layer, or more of them exchange results"
+
+
+def _short(plan: Plan) -> str:
+    told = next((reason for reason in plan.reasons if " short" in reason), None)
+    return told or f"{shortage(plan):.1f} times what a device has"
+
+
+def _waits(plan: Plan, share: float) -> str:
+    if plan.strategy == "streamed":
+        return f"reads weights: computing waits {share:.0%} of the time"
+    if shape(plan)[1] > 1:
+        return f"link-bound: ranks exchange results {share:.0%} of the time"
+    return f"waits for links and for the engine {share:.0%} of the time"

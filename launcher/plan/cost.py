@@ -1,112 +1,119 @@
-"""What a step costs, module by module: a roofline of reading weights and cache, and of arithmetic. No torch.
-
-The figures serve to compare parts of a model with each other and with the links between them; rates that
-are not known are assumed, and how long a run takes is not promised from them.
-"""
+"""What a step costs on a stage: reading weights and cache, arithmetic, and what its ranks exchange. No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.plan.machines import Machines
+from launcher.plan.measured import Line
 from launcher.plan.memory import Model
 from launcher.plan.outline import Module
 from launcher.plan.plan import Batch
-from launcher.records import Demand
+from launcher.plan.rates import Rates
+from launcher.plan.replay import Load
+from launcher.plan.subject import Subject
+from launcher.plan.workload import Workload
 
-# A mean prompt is half as long as the longest, and a token stands for about four bytes of text.
-PROMPT_BYTES_PER_TOKEN = 8
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Per second: floating point operations and bytes of memory of one rank's device, bytes of a link.
-
-    ``layer_s`` is what a layer takes however little there is to compute: starting its kernels;
-    ``latency_s`` is the same of a message.
-    """
-
-    flops: float
-    bandwidth: float
-    layer_s: float
-    link: float
-    far_link: float  # between nodes
-    latency_s: float
-
-    @classmethod
-    def of(cls, machines: Machines, dtype: str) -> Rates:
-        """The profile's figures where it has them, else those of common hardware."""
-        if machines.gpu is None:
-            return cls(60e9, 20e9, 5e-4, link=2e9, far_link=1e9, latency_s=2e-4)
-        flops = machines.gpu.flops.get(dtype) or 100e12
-        bandwidth = machines.gpu.bandwidth or 1e12
-        return cls(flops, bandwidth, 5e-5, link=20e9, far_link=10e9, latency_s=3e-5)
+SAMPLED = 4  # times that logits are written or read until a token is drawn
+TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """Seconds per decode step of one group, with the prefill that its sequences needed spread over their tokens.
+class StageCost:
+    """Some layers on one rank, maybe with the head. ``elements`` of their weights are met by each token, ``size`` is
+    their bytes; ``width``: elements of a hidden state and what a layer makes of it; ``queries`` those of a token's
+    query; ``cache``: bytes of a position in one layer; ``message``: of a token's hidden state; ``head``: elements of
+    the matrix that makes logits, ``logits``: bytes of those of one row."""
 
-    ``layers`` has one figure per layer; ``embedding`` and ``head`` are all that is before and behind them.
-    """
-
-    embedding: float
-    layers: tuple[float, ...]
-    head: float
+    rates: Rates
+    layers: int
+    elements: float
+    size: float
+    width: float
+    queries: float
+    cache: float
+    message: float
+    head: float = 0.0
+    head_size: float = 0.0
+    logits: float = 0.0
+    all_reduce: Line | None = None
 
     @classmethod
-    def of(cls, model: Model, batch: Batch, demand: Demand, rates: Rates) -> StepCost:
-        """For ``batch.slots`` sequences that are half as long as a slot on average."""
-        prompt = min(demand.longest_prompt_bytes / PROMPT_BYTES_PER_TOKEN, batch.max_length)
-        # The first token is drawn at the end of prefill, so a row's n tokens are n passes through the head.
-        prefilled = batch.slots * prompt / max(1, demand.max_new_tokens)
-        cache = batch.slots * batch.max_length / 2 * model.kv_bytes_per_layer / rates.bandwidth
-
-        def layer(module: Module) -> float:
-            elements = _visited(model, module)
-            reading = module.weights / rates.bandwidth
-            decode = max(reading, 2 * elements * batch.slots / rates.flops)
-            return rates.layer_s + decode + 2 * elements * prefilled / rates.flops + cache
-
-        outline, dims = model.outline, model.dims
-        head = next((m for m in outline.root.leaves() if m.name == outline.head), None)
-        # A head that is the embedding has no weights of its own in the outline, but is computed all the same.
-        elements = max(head.weights // model.width if head else 0, dims.vocab * dims.hidden)
-        logits = 2 * batch.slots * dims.vocab * model.width / rates.bandwidth
+    def of(
+        cls,
+        model: Model,
+        layers: Sequence[Module],
+        rates: Rates,
+        has_head: bool = False,
+        all_reduce: Line | None = None,
+    ) -> StageCost:
+        """``model`` is what the rank has: the whole, or a shard of it that sums up by ``all_reduce``."""
+        dims = model.dims
+        leaves = {leaf.name: leaf.weights for leaf in model.outline.root.leaves()}
+        # A head that is the embedding has no weights of its own, but is computed all the same.
+        size = leaves.get(model.outline.head) or dims.vocab * dims.hidden * model.width
         return cls(
-            embedding=(batch.slots + prefilled) * dims.hidden * model.width / rates.bandwidth,
-            layers=tuple(layer(module) for module in outline.layers),
-            head=logits
-            + max(
-                elements * model.width / rates.bandwidth, 2 * elements * batch.slots / rates.flops
-            ),
+            rates=rates,
+            layers=len(layers),
+            elements=sum(_visited(model, layer) for layer in layers),
+            size=sum(layer.weights for layer in layers),
+            width=dims.hidden + dims.mlp_width,
+            queries=dims.heads * dims.head_dim,
+            cache=model.kv_bytes_per_layer,
+            message=dims.hidden * model.width,
+            head=size / model.width if has_head else 0.0,
+            head_size=size if has_head else 0.0,
+            logits=dims.vocab * model.width if has_head else 0.0,
+            all_reduce=all_reduce,
         )
 
-    @property
-    def by_layer(self) -> list[float]:
-        """The layers' costs, the embedding with the first and the head with the last, as they stay together."""
-        costs = list(self.layers)
-        costs[0] += self.embedding
-        costs[-1] += self.head
-        return costs
+    def __call__(self, load: Load) -> tuple[float, float]:
+        """Seconds that ``load`` computes, and that the stage's ranks exchange: behind attention, and behind the MLP."""
+        rates, tokens = self.rates, load.decoding + load.fed
+        attending = rates.attend_s(self.queries, self.cache, load.positions, load.seen)
+        each = rates.layer_s + rates.width_s(tokens * self.width) + attending
+        computing = self.layers * each + rates.product_s(self.elements, self.size, tokens)
+        if self.head:
+            computing += rates.product_s(self.head, self.head_size, load.rows)
+            computing += SAMPLED * load.rows * self.logits / rates.bandwidth
+        if self.all_reduce is None:
+            return computing, 0.0
+        return computing, 2 * self.layers * self.all_reduce.seconds(tokens * self.message)
+
+    def link_s(self, load: Load, line: Line, last: bool) -> float:
+        """Until what a step left is at the next stage: hidden states, or of the last one tokens."""
+        size = load.rows * TOKEN_BYTES if last else (load.decoding + load.fed) * self.message
+        return line.seconds(size)
 
 
-def link_seconds(
-    model: Model, batch: Batch, rates: Rates, far: bool, tokens: bool = False
-) -> float:
-    """Until a decode step's hidden states (or its ``tokens``) are at another rank; ``far``: on another node."""
-    size = batch.slots * (8 if tokens else model.dims.hidden * model.width)
-    return rates.latency_s + size / (rates.far_link if far else rates.link)
+def usual_load(work: Workload, batch: Batch) -> Load:
+    """That of a step in the middle of a run: all slots taken, and as many tokens of prompts as new rows bring."""
+    ended = batch.slots / (work.mean_new + work.mean_prompt / batch.prefill_chunk)  # rows per step
+    fed = min(ended * work.mean_prompt, max(1.0, batch.prefill_chunk - batch.slots))
+    decoding = batch.slots
+    return Load(
+        rows=batch.slots,
+        decoding=decoding,
+        positions=decoding * (work.mean_prompt + work.mean_new / 2),
+        fed=fed,
+        seen=fed * work.mean_prompt / 2,
+    )
 
 
-def exchange_seconds(model: Model, batch: Batch, rates: Rates, ranks: int, far: bool) -> float:
-    """Until the ``ranks`` of a tensor group have added up what they made of a layer in a decode step, behind its
-    attention and behind its MLP; ``far``: they are on several nodes."""
-    if ranks == 1:
-        return 0.0
-    # Every rank sends all parts but its own twice: to be added up, and as sums.
-    size = 2 * (ranks - 1) / ranks * batch.slots * model.dims.hidden * model.width
-    return 2 * (rates.latency_s + size / (rates.far_link if far else rates.link))
+def layer_costs(model: Model, load: Load, rates: Rates) -> list[float]:
+    """Seconds of each layer in a step, the head's with the last one's, as they stay together."""
+    layers = model.outline.layers
+    by_size = {layer.weights: layer for layer in layers}
+    found = {size: StageCost.of(model, [layer], rates)(load)[0] for size, layer in by_size.items()}
+    costs = [found[layer.weights] for layer in layers]
+    costs[-1] += StageCost.of(model, [], rates, has_head=True)(load)[0]
+    return costs
+
+
+def whole_model(subject: Subject) -> StageCost:
+    """What a step costs where one rank has all layers."""
+    model = subject.model
+    return StageCost.of(model, model.outline.layers, subject.rates, has_head=True)
 
 
 def _visited(model: Model, layer: Module) -> float:

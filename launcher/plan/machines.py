@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from launcher.errors import UsageError
 from launcher.job.problems import did_you_mean
 from launcher.job.spec import JobSpec, SlurmSpec
 from launcher.plan.hardware import Gpu, gpus_here, memory_here, named_gpus
+from launcher.plan.measured import MachineProfile, load_profile
 
 ASSUMED = "A100-80GB"
 # nvidia-smi counts memory that no process can have; the share is that of the GPUs in the table.
@@ -22,19 +23,21 @@ USABLE = 0.96
 
 @dataclass(frozen=True)
 class GpuProfile:
-    """One kind of GPU. Bytes, bytes per second, and dense floating point operations per second by dtype."""
+    """One kind of GPU. Bytes, bytes per second, and dense floating point operations per second by dtype;
+    ``link``: bytes per second that one GPU sends to others of its node."""
 
     name: str
     memory_bytes: int
     bandwidth: float | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
     match: str = ""
+    link: float | None = None
 
 
 @dataclass(frozen=True)
 class Machines:
     """The machines of one world. ``host_bytes`` is the memory of one node, ``host_note`` what was assumed of
-    it; ``notes`` say what else was assumed."""
+    it; ``notes`` say what else was assumed. ``worlds`` share the run; ``profile`` is what was measured, if anything."""
 
     device: Literal["cuda", "cpu"]
     nodes: int
@@ -43,6 +46,8 @@ class Machines:
     host_bytes: int
     host_note: str | None = None
     notes: tuple[str, ...] = ()
+    worlds: int = 1
+    profile: MachineProfile | None = None
 
 
 def resolve_machines(spec: JobSpec, here: bool) -> Machines:
@@ -58,9 +63,11 @@ def resolve_machines(spec: JobSpec, here: bool) -> Machines:
     nodes = 1 if here else spec.resources.nodes
     found, count = _gpus(spec, here)
     if not count:
-        return Machines("cpu", nodes, 0, None, host_bytes, host_note, tuple(notes))
-    profile = _profile(spec.resources.gpu, found, here, notes)
-    return Machines("cuda", nodes, count, profile, host_bytes, host_note, tuple(notes))
+        made = Machines("cpu", nodes, 0, None, host_bytes, host_note, tuple(notes))
+    else:
+        gpu = _profile(spec.resources.gpu, found, here, notes)
+        made = Machines("cuda", nodes, count, gpu, host_bytes, host_note, tuple(notes))
+    return replace(made, worlds=1 if here else spec.slurm.array, profile=load_profile())
 
 
 @functools.cache
@@ -76,6 +83,7 @@ def gpu_profiles() -> dict[str, GpuProfile]:
             entry["bandwidth_gb_s"] * 1e9,
             {dtype: tera * 1e12 for dtype, tera in entry["tflops"].items()},
             entry["match"],
+            entry["link_gb_s"] * 1e9,
         )
         for name, entry in table.items()
     }
@@ -150,7 +158,7 @@ def _profile(wanted: str, found: list[Gpu], here: bool, notes: list[str]) -> Gpu
         )
     free = [gpu.free_bytes for gpu in found if gpu.free_bytes is not None] if here else []
     memory = min([least.memory_bytes, *free])
-    return GpuProfile(least.name, memory, least.bandwidth, least.flops)
+    return replace(least, memory_bytes=memory)
 
 
 def _why(found: list[Gpu]) -> str:

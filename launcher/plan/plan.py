@@ -45,7 +45,8 @@ class Streaming(Frozen):
 class Placement(Frozen):
     """What one rank loads. ``device_map`` maps module names to devices ("cpu", "disk", or an index among
     the rank's own GPUs); None where the strategy does not place by module. ``layers`` is [first, last] of a
-    stage that is a rank of its own; of ``shards`` ranks that share the stage it is number ``shard``.
+    stage that is a rank of its own; of ``shards`` ranks that share the stage it is number ``shard``, unless
+    one rank has them all.
     ``streaming`` is None where all weights are loaded at once."""
 
     rank: int
@@ -74,6 +75,8 @@ class Predicted(Frozen):
 
     tokens_per_s: float | None = None
     wall_s: float | None = None
+    load_s: float | None = None
+    generate_s: float | None = None
     utilization: float | None = None
     bubble: float | None = None
     gpu_hours: float | None = None
@@ -101,6 +104,7 @@ class Plan(Frozen):
     placements: list[Placement]
     batch: Batch
     predicted: Predicted = Predicted()
+    rates: str = "assumed"  # where the figures are from that the times follow from
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     script: str | None = None
 

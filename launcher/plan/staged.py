@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from launcher.plan.cost import Rates, StepCost, exchange_seconds, link_seconds
-from launcher.plan.memory import Share, shares
+from launcher.plan.cost import StageCost, layer_costs, usual_load
+from launcher.plan.memory import Model, Share, shares
 from launcher.plan.outline import Module, Outline
 from launcher.plan.placement import Device
 from launcher.plan.plan import Batch
+from launcher.plan.replay import Line, Load, Replayed, replay
 from launcher.plan.replica import Fitted, Replica
 from launcher.plan.shards import degrees
 from launcher.plan.simulate import Pipe, Schedule, Simulated, simulate
@@ -142,24 +143,51 @@ class Drafting:
         machines = self.subject.machines
         return StagedReplica(self.subject.part, tuple(counts), self.rank_bytes, machines.device)
 
+    def replayed(self, draft: Draft) -> Replayed:
+        """The work of one replica played through, filling and draining included."""
+        costs = self._stages(draft.replica.counts)
+        schedule = self.subject.spec.parallel.schedule
+        batch = draft.fitted.batch
+        line = Line(costs, self._links(costs), self.subject.rates.step_s, schedule == "gpipe")
+        return replay(line, batch, self.subject.work(batch))
+
     def _pipe(self, counts: Sequence[int], batch: Batch) -> tuple[Pipe, list[float]]:
-        """The stages as they are simulated: a decode step takes so long. And the part of each stage's time in
+        """The stages as they are simulated: a usual step takes so long. And the part of each stage's time in
         which it computes; in the rest its ranks exchange what they computed."""
-        costs, rates, part = self._cost(batch).by_layer, self._rates, self.subject.part
-        exchange = exchange_seconds(part, batch, rates, self.subject.shards.count, self.torn)
-        compute_s = [sum(costs[first : last + 1]) for first, last in spans(counts)]
-        stage_s = [each + n * exchange for each, n in zip(compute_s, counts, strict=True)]
-        ends = len(counts) - 1
-        link_s = [
-            link_seconds(part, batch, rates, far, tokens=stage == ends)
-            for stage, far in enumerate(self.far)
-        ]
+        costs, load = self._stages(counts), usual_load(self.subject.work(batch), batch)
+        taken = [cost(load) for cost in costs]
         schedule: Schedule = self.subject.spec.parallel.schedule
-        pipe = Pipe(stage_s, link_s if ends else [0.0], batch.groups, schedule)
-        return pipe, [mine / all_ for mine, all_ in zip(compute_s, stage_s, strict=True)]
+        link_s = [link(load) for link in self._links(costs)]
+        pipe = Pipe([sum(each) for each in taken], link_s, batch.groups, schedule)
+        return pipe, [computing / (computing + other) for computing, other in taken]
+
+    def _stages(self, counts: Sequence[int]) -> list[StageCost]:
+        rates, part, layers = self.subject.rates, self._computed, self.subject.part.outline.layers
+        line = rates.far_all_reduce if self.torn else rates.all_reduce
+        return [
+            StageCost.of(
+                part,
+                layers[first : last + 1],
+                rates,
+                has_head=last + 1 == len(layers),
+                all_reduce=line if self.subject.shards.count > 1 else None,
+            )
+            for first, last in spans(counts)
+        ]
+
+    def _links(self, costs: Sequence[StageCost]) -> list[Callable[[Load], float]]:
+        if len(costs) == 1:
+            return [lambda _: 0.0]
+        rates = self.subject.rates
+
+        def link(stage: int, far: bool) -> Callable[[Load], float]:
+            line = rates.far_link if far else rates.link
+            return lambda load: costs[stage].link_s(load, line, last=stage + 1 == len(costs))
+
+        return [link(stage, far) for stage, far in enumerate(self.far)]
 
     def _by_time(self, batch: Batch) -> list[int]:
-        return balanced(self._cost(batch).by_layer, len(self.far))
+        return balanced(self._cost(batch), len(self.far))
 
     def _by_weight(self, stages: int | None = None) -> list[int]:
         outline = _with_own_head(self.subject.part.outline)
@@ -170,16 +198,15 @@ class Drafting:
         weights[-1] += sum(leaf.weights for leaf in leaves[numbers[-1] + 1 :])
         return balanced(weights, stages or len(self.far))
 
-    def _cost(self, batch: Batch) -> StepCost:
-        subject = self.subject
-        part, ranks = subject.part, subject.shards.count
-        # Every rank gets all logits, but computes its own part of them.
-        dims = replace(part.dims, vocab=-(-part.dims.vocab // ranks))
-        return StepCost.of(replace(part, dims=dims), batch, subject.demand, self._rates)
+    def _cost(self, batch: Batch) -> list[float]:
+        load = usual_load(self.subject.work(batch), batch)
+        return layer_costs(self._computed, load, self.subject.rates)
 
     @property
-    def _rates(self) -> Rates:
-        return Rates.of(self.subject.machines, self.subject.dtype)
+    def _computed(self) -> Model:
+        """A rank's part as it computes: it gets all logits, but makes its own part of them."""
+        part, ranks = self.subject.part, self.subject.shards.count
+        return replace(part, dims=replace(part.dims, vocab=-(-part.dims.vocab // ranks)))
 
 
 def _exchanging(simulated: Simulated, computing: Sequence[float]) -> Simulated:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from launcher.plan.batching import MOST_SLOTS
-from launcher.plan.cost import PROMPT_BYTES_PER_TOKEN, Rates, StepCost
+from launcher.plan.cost import usual_load, whole_model
 from launcher.plan.memory import RESERVE, Model, activation_bytes
 from launcher.plan.plan import Batch, Streaming
+from launcher.plan.replay import Line, Replayed, replay
 from launcher.plan.replica import SHORTEST
 from launcher.plan.subject import Subject
 
-DISK = 2e9  # bytes per second that are taken to be read; not known before the run
 MOST_SEQUENCES = {"cuda": 4096, "cpu": 256}  # more make a sweep longer by as much as they bring
 CHUNKS = (4096, 1024, 512, 128, 32)  # tokens of prompts per group and sweep
 BUFFERS = (2, 1)  # reading one layer ahead, or none
@@ -107,26 +107,53 @@ class Draft:
     @property
     def compute_s(self) -> float:
         """Of one sweep; caches that come and go hold it up."""
-        machines = self.subject.machines
-        link = Rates.of(machines, self.subject.dtype).link
-        moved = 2 * self.spilled / (DISK if machines.device == "cpu" else link)
-        return self.batch.groups * self.step_s + moved
+        return self.batch.groups * self.step_s + self.moved_s
+
+    @property
+    def moved_s(self) -> float:
+        """Of one sweep: caches that come and go."""
+        rates = self.subject.rates
+        on_disk = self.subject.machines.device == "cpu"
+        return 2 * self.spilled / (rates.disk if on_disk else rates.link.bytes_per_s)
+
+    @property
+    def read_s(self) -> float:
+        """Of one sweep."""
+        return self.read_bytes / self.subject.rates.disk
+
+    @property
+    def reads_ahead(self) -> bool:
+        return self.buffers is None or self.buffers > 1
 
     @property
     def sweep_s(self) -> float:
-        read = self.read_bytes / DISK
-        ahead = self.buffers is None or self.buffers > 1
-        return max(read, self.compute_s) if ahead else read + self.compute_s
+        if self.reads_ahead:
+            return max(self.read_s, self.compute_s)
+        return self.read_s + self.compute_s
 
     @property
     def tokens_per_s(self) -> float:
         """To compare drafts with each other."""
         demand, batch = self.subject.demand, self.batch
-        prompt = min(demand.longest_prompt_bytes / PROMPT_BYTES_PER_TOKEN, batch.max_length)
-        prefills = max(1.0, batch.slots * prompt / batch.prefill_chunk)
-        new = max(1, demand.max_new_tokens)
+        work = self.subject.work(batch)
+        prefills = max(1.0, batch.slots * work.mean_prompt / batch.prefill_chunk)
+        new = work.mean_new
         rows = min(batch.groups * batch.slots, demand.rows)
         return rows * new / ((new + prefills) * self.sweep_s)
+
+    def replayed(self) -> Replayed:
+        """The work of one replica played through, sweep by sweep."""
+        subject, read_s = self.subject, self.read_s
+        ahead = read_s if self.reads_ahead else 0.0
+        line = Line(
+            stages=[whole_model(subject)],
+            links=[lambda _: 0.0],
+            step_s=subject.rates.step_s,
+            in_rounds=self.buffers is not None,
+            round_s=ahead,
+            added_s=read_s - ahead + self.moved_s,
+        )
+        return replay(line, self.batch, subject.work(self.batch))
 
     def streaming(self) -> Streaming | None:
         if self.buffers is None:
@@ -220,12 +247,11 @@ class Budget:
         return {}
 
     def _step_s(self, batch: Batch) -> float:
-        """It depends on the slots and their length alone."""
+        """It depends on the slots and their length alone, or nearly."""
         subject, key = self.subject, (batch.slots, batch.max_length)
         if key not in self._known:
-            rates = Rates.of(subject.machines, subject.dtype)
-            cost = StepCost.of(subject.model, batch, subject.demand, rates)
-            self._known[key] = sum(cost.by_layer)
+            load = usual_load(subject.work(batch), batch)
+            self._known[key] = whole_model(subject)(load)[0]
         return self._known[key]
 
     def _lengths(self) -> list[int]:

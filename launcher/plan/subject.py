@@ -12,8 +12,11 @@ from launcher.plan.checkpoint import WIDTHS, Checkpoint
 from launcher.plan.dims import text_config
 from launcher.plan.machines import Machines
 from launcher.plan.memory import Model
-from launcher.plan.plan import Batch
+from launcher.plan.plan import Batch, Predicted
+from launcher.plan.rates import Rates
+from launcher.plan.replay import Replayed
 from launcher.plan.shards import Shards
+from launcher.plan.workload import Workload
 from launcher.records import Demand
 
 FEW_SLOTS = 4  # with fewer sequences at a time most of a device's arithmetic is idle
@@ -55,6 +58,44 @@ class Subject:
             return whole
         outline = self.checkpoint.outline(whole.width, shards.part)
         return replace(whole, dims=shards.dims(whole.dims), outline=outline)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """Of one rank's device, while all ranks of its node work."""
+        parallel = self.spec.parallel
+        ranks = parallel.replicas * parallel.stages * parallel.tensor
+        return Rates.of(self.machines, self.dtype, max(1, ranks // self.machines.nodes))
+
+    def work(self, batch: Batch) -> Workload:
+        """One replica's share of the rows."""
+        length = batch.max_length
+        if length not in self._works:
+            whole = Workload.of(self.demand, self.checkpoint.dims.vocab, length)
+            writers = self.spec.parallel.replicas * self.machines.worlds
+            self._works[length] = replace(whole, rows=-(-whole.rows // writers))
+        return self._works[length]
+
+    @cached_property
+    def _works(self) -> dict[int, Workload]:
+        return {}
+
+    def predicted(self, replayed: Replayed, bubble: float | None = None) -> Predicted:
+        """Of one world, from what one of its replicas does."""
+        machines, rates = self.machines, self.rates
+        replicas = self.spec.parallel.replicas
+        # Replicas of a node read the checkpoint once between them: the others find it in memory.
+        load_s = self.model.outline.root.weights / min(machines.nodes, replicas) / rates.disk
+        wall_s = rates.start_s + load_s + replayed.seconds
+        gpus = machines.nodes * machines.gpus_per_node
+        return Predicted(
+            tokens_per_s=replicas * replayed.tokens_per_s,
+            wall_s=wall_s,
+            load_s=load_s,
+            generate_s=replayed.seconds,
+            utilization=replayed.utilization,
+            bubble=bubble,
+            gpu_hours=wall_s * gpus * machines.worlds / 3600 if gpus else None,
+        )
 
     def largest_batch(self, groups: int | None = None) -> Batch:
         """The most that makes sense to have in flight, before it is asked what fits."""
@@ -102,4 +143,5 @@ class Subject:
             "gpus_per_node": self.machines.gpus_per_node,
             "peak_flops": gpu.flops.get(self.dtype) if gpu else None,
             "peak_bandwidth": gpu.bandwidth if gpu else None,
+            "rates": self.rates.source,
         }

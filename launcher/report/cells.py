@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -82,6 +83,17 @@ def layers(span: Sequence[int] | None, weights_bytes: float | None) -> str:
     if span is not None:
         return f"{span[0]}-{span[1]}"
     return "empty" if weights_bytes == 0 else "none"
+
+
+def numbers(stages: Iterable[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
+    """How to call one of ``stages``: by its number, and where some have several shards by that of its shard, too."""
+    sharded = any(stage.get("shard") for stage in stages)
+
+    def number(stage: Mapping[str, Any]) -> str:
+        shard = stage.get("shard") if sharded else None
+        return f"{stage['stage']}" if shard is None else f"{stage['stage']}.{shard}"
+
+    return number
 
 
 def split(strategy: str, schedule: str | None) -> str:

@@ -84,10 +84,10 @@ def latencies(summary: dict[str, Any], timelines: Sequence[Timeline]) -> list[di
 
 def memory(summary: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
     """Per stage: bytes measured at the peak, planned, and there; ``of`` is what a full bar stands for."""
-    planned = {(device.rank, device.stage): device for device in plan.devices}
+    planned = {(device.rank, device.stage, device.shard): device for device in plan.devices}
     rows = []
     for stage in summary["stages"]:
-        device = planned.get((stage["rank"], stage["stage"]))
+        device = planned.get((stage["rank"], stage["stage"], stage.get("shard", 0)))
         row = {
             "stage": stage,
             "measured": stage["peak_memory_bytes"],

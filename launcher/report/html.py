@@ -142,11 +142,11 @@ def _timeline(
         return None
     document = packed.pack(found, axis.length)
     tick, place = document["tick_s"], _places(stages)
-    known = {(stage["world"], stage["rank"], stage["stage"]): stage for stage in stages}
+    known = _of_lanes(stages)
     for lane, row in zip(found, document["lanes"], strict=False):
-        stage = known.get((lane.world, lane.rank, lane.stage), {})
+        stage = known.get((lane.world, lane.rank, lane.stage), vars(lane))
         layers = stage.get("layers")
-        row["label"] = place(vars(lane))
+        row["label"] = place(stage)
         row["title"] = f"rank {lane.rank} on {cells.clean(lane.host)}" + (
             f", layers {layers[0]}-{layers[1]}" if layers else ""
         )
@@ -158,14 +158,24 @@ def _timeline(
     }
 
 
+def _of_lanes(stages: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int, int], dict[str, Any]]:
+    """By world, rank and stage, as lanes are; where one rank has several shards, they are one entry without number."""
+    known: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for stage in stages:
+        key = (stage["world"], stage["rank"], stage["stage"])
+        known[key] = {**stage, "shard": None} if key in known else {**stage}
+    return known
+
+
 def _places(stages: Sequence[Mapping[str, Any]]) -> Any:
-    """How a stage is called: by its world and replica, too, where there are several."""
+    """How a stage is called: by its world and replica, too, where there are several, and as stage 1.0 by its shard."""
     several = [key for key in ("world", "replica") if len({stage[key] for stage in stages}) > 1]
-    alone = len({stage["stage"] for stage in stages}) == 1 and several
+    number = cells.numbers(stages)
+    alone = len({number(stage) for stage in stages}) == 1 and several
 
     def place(stage: Mapping[str, Any]) -> str:
-        keys = several if alone else [*several, "stage"]
-        return ", ".join(f"{key} {stage[key]}" for key in keys)
+        parts = [f"{key} {stage[key]}" for key in several]
+        return ", ".join(parts if alone else [*parts, f"stage {number(stage)}"])
 
     return place
 

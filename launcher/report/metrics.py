@@ -13,6 +13,7 @@ from launcher.records import RankStatus
 from launcher.report.measured import statuses
 from launcher.run import Run, read_json
 
+PLACE = ("world", "replica", "stage", "shard", "rank")
 Labels = Mapping[str, object]
 Samples = Sequence[tuple[Labels, float]]
 # Figures of a rank's status that are its own, not the engine's percentiles of the moment.
@@ -102,7 +103,7 @@ def _of_summary(text: _Text, summary: dict[str, Any] | None) -> None:
         if summary.get(name) is not None:
             text.family(name, "gauge", f"{name} of the summary.", [({}, summary[name])])
     shares = [
-        ({"replica": s["replica"], "stage": s["stage"], "rank": s["rank"], "what": what}, s[what])
+        ({key: s.get(key, 0) for key in PLACE} | {"what": what}, s[what])
         for s in summary["stages"]
         for what in SHARES
         if s.get(what) is not None

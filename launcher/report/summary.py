@@ -64,7 +64,8 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
 def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int) -> dict[str, Any]:
     """One entry of ``stages``: a device over all attempts of its world, figures from the last that has them."""
     mates = [d for d in compute_devices(plan) if d.rank == device.rank and d.weights_bytes]
-    told_apart = len(mates) <= 1 or any(
+    # Shards of one rank compute at the same time; what it measured is true of each of them.
+    told_apart = len({d.stage for d in mates}) <= 1 or any(
         len({stage for rank, stage in m.accounts if rank == device.rank}) > 1 for m in attempts
     )
     figures = {
@@ -76,6 +77,7 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         "world": world,
         "replica": device.replica,
         "stage": device.stage,
+        "shard": device.shard,
         "rank": device.rank,
         "host": _last(hosts),
         "device": device.device,
@@ -84,7 +86,11 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         **figures,
         "weights_bytes": figures["weights_bytes"] or device.weights_bytes,
         **_compute_seconds(attempts, device, told_apart),
-        "predicted": {"busy": device.utilization, "bubble": device.bubble},
+        "predicted": {
+            "busy": device.utilization,
+            "bubble": device.bubble,
+            "peak_memory_bytes": device.peak_bytes,
+        },
     }
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from launcher.plan.plan import DevicePlan, Plan
 from launcher.report import bars, cells, units
+from launcher.report.choice import choice_table
 from launcher.report.states import runs_table, status_table
 
 __all__ = ["plan_table", "runs_table", "status_table", "summary_table"]
@@ -37,8 +38,9 @@ def plan_table(plan: Plan) -> RenderableType:
         cells.Adaptive(lambda wide: _devices(plan, wide)),
         Text(),
         Text(_batch_line(plan)),
-        *_predicted_line(plan),
+        *(_predicted_line(plan) if plan.fits else []),
         *reasons,
+        *choice_table(plan.candidates),
     )
 
 
@@ -63,6 +65,7 @@ def _devices(plan: Plan, wide: bool) -> RenderableType:
     nodes = {placement.rank: placement.node for placement in plan.placements}
     shown, replicas = _distinct(plan.devices)
     alone = len({device.replica for device in shown}) == 1
+    number = cells.numbers(map(vars, plan.devices))
     # Where stages take turns or wait for each other, how busy each is takes the room of less telling columns.
     shares = plan.schedule is not None and any(d.utilization is not None for d in shown)
     roomy, meter = wide or not shares, wide and not shares
@@ -73,7 +76,7 @@ def _devices(plan: Plan, wide: bool) -> RenderableType:
         node = f"node {nodes.get(device.rank, 0)} " if plan.nodes > 1 else ""
         peak, capacity = device.peak_bytes, device.capacity_bytes
         row: list[RenderableType] = [
-            str(device.stage) if alone else f"{device.replica}.{device.stage}",
+            number(vars(device)) if alone else f"{device.replica}.{number(vars(device))}",
             node + device.device,
             cells.layers(device.layers, device.weights_bytes),
             units.size(device.weights_bytes),
@@ -134,18 +137,20 @@ def _predicted_line(plan: Plan) -> list[RenderableType]:
         (p.gpu_hours, f"{units.amount(p.gpu_hours)} GPU hours"),
     ]
     parts = [text for value, text in known if value is not None]
-    return [Text(f"predicted: {', '.join(parts)}")] if parts else []
+    figures = [Text(f"from figures: {plan.rates}", "dim")] * (p.tokens_per_s is not None)
+    return [Text(f"predicted: {', '.join(parts)}"), *figures] if parts else []
 
 
 def _measured(summary: Summary) -> RenderableType:
     rows, ttft, predicted = summary["rows"], summary["ttft_s"], summary["predicted"]
-    table = cells.table("", ">measured", ">predicted", "")
+    table = cells.table("", ">measured", ">predicted", ">off", "")
 
     def add(label: str, name: str, show: Callable[[Any], str], note: str = "") -> None:
         value, expected = summary.get(name), predicted.get(name)
         if value is not None or expected is not None:
             planned = "" if expected is None else show(expected)
-            table.add_row(label, Text(show(value), "bold"), planned, Text(note, "dim"))
+            off = units.off(value, expected, points=show is units.percent)
+            table.add_row(label, Text(show(value), "bold"), planned, off, Text(note, "dim"))
 
     new = cells.plural(summary["tokens"]["completion"], "new token")
     add(
@@ -161,7 +166,7 @@ def _measured(summary: Summary) -> RenderableType:
             "red",
         ),
     )
-    table.add_row("rows", Text(units.count(rows["total"]), "bold"), "", outcome)
+    table.add_row("rows", Text(units.count(rows["total"]), "bold"), "", "", outcome)
     add(
         "wall time",
         "wall_s",
@@ -171,7 +176,7 @@ def _measured(summary: Summary) -> RenderableType:
     if ttft["mean"] is not None:
         half, most = units.duration(ttft["p50"]), units.duration(ttft["p95"])
         note = Text(f"half within {half}, 95 % within {most}", "dim")
-        table.add_row("first token", Text(units.duration(ttft["mean"]), "bold"), "", note)
+        table.add_row("first token", Text(units.duration(ttft["mean"]), "bold"), "", "", note)
     add(
         "busy",
         "utilization",
@@ -201,9 +206,10 @@ def _stages(stages: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
     for head in ["busy\nplan"] * planned + [*heads, "peak\nmemory"]:
         table.add_column(head, justify="right", no_wrap=True)
     places = [key for key in ("world", "replica") if len({stage[key] for stage in stages}) > 1]
+    number = cells.numbers(stages)
     for stage, share in zip(stages[: cells.MOST_ROWS], expected, strict=False):
         row: list[RenderableType] = [
-            ".".join(str(stage[key]) for key in (*places, "stage")),
+            ".".join([*(str(stage[key]) for key in places), number(stage)]),
             Text(f"{cells.host(stage['host'])} {stage['device']}".strip()),
             cells.layers(stage["layers"], stage["weights_bytes"]),
         ]

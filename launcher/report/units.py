@@ -56,6 +56,15 @@ def short(number: float) -> str:
     return _digits(number)
 
 
+def off(measured: float | None, predicted: float | None, points: bool = False) -> str:
+    """By how much a prediction missed: of what was measured, or for shares in points of a hundred."""
+    if predicted is None or measured is None or not (measured or points):
+        return ""
+    if points:
+        return f"{100 * (predicted - measured):+.0f} pt"
+    return f"{predicted / measured - 1:+.0%}".replace("%", " %")
+
+
 def percent(share: float | None) -> str:
     """0.254 as 25 %, and 0.0254 as 2.5 %; what is there never reads as 0 %."""
     if share is None:

@@ -14,7 +14,8 @@ from launcher.measure.spans import Recorder
 from launcher.plan.advice import slow_dtype
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.homes import Home, homes
-from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
+from launcher.plan.plan import DevicePlan, Placement, Plan
+from launcher.plan.replay import Replayed
 from launcher.plan.shards import check_shards
 from launcher.plan.split import spans
 from launcher.plan.splittable import can_split
@@ -39,7 +40,8 @@ def place_parts(subject: Subject, layers: Sequence[int] | None = None) -> Plan:
     _check(subject.checkpoint, spec)
     all_homes = homes(spec.parallel, machines)
     draft, drafting = _best(subject, all_homes, layers)
-    batch = draft.fitted.batch
+    batch, replayed = draft.fitted.batch, drafting.replayed(draft)
+    bubbles = replayed.bubbles()
     notes = subject.notes(batch)
     if machines.device == "cpu":
         notes.append(machines.host_note)
@@ -55,10 +57,10 @@ def place_parts(subject: Subject, layers: Sequence[int] | None = None) -> Plan:
         schedule=spec.parallel.schedule if spec.parallel.strategy == "pipeline" else None,
         world_size=len(all_homes),
         ranks_per_node=len(all_homes) // machines.nodes,
-        devices=_rows(all_homes, draft),
+        devices=_rows(all_homes, draft, replayed),
         placements=_placements(all_homes, draft),
         batch=batch,
-        predicted=Predicted(utilization=draft.simulated.utilization, bubble=draft.simulated.bubble),
+        predicted=subject.predicted(replayed, sum(bubbles) / len(bubbles)),
         **subject.facts(),
     )
 
@@ -153,8 +155,8 @@ def _groups(subject: Subject) -> list[int]:
     )
 
 
-def _rows(homes: list[Home], draft: Draft) -> list[DevicePlan]:
-    shares = draft.replica.shares(draft.fitted.batch)
+def _rows(homes: list[Home], draft: Draft, replayed: Replayed) -> list[DevicePlan]:
+    shares, bubbles = draft.replica.shares(draft.fitted.batch), replayed.bubbles()
     return [
         DevicePlan(
             replica=home.replica,
@@ -168,12 +170,12 @@ def _rows(homes: list[Home], draft: Draft) -> list[DevicePlan]:
             activation_bytes=share.activations,
             peak_bytes=share.peak,
             capacity_bytes=draft.replica.rank_bytes,
-            utilization=simulated.busy,
-            bubble=simulated.bubble,
+            utilization=replayed.busy[home.stage],
+            bubble=bubbles[home.stage],
         )
         for home in homes
         for layers in [spans(draft.replica.counts)[home.stage]]
-        for share, simulated in [(shares[home.stage], draft.simulated.stages[home.stage])]
+        for share in [shares[home.stage]]
     ]
 
 

@@ -19,11 +19,13 @@ from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
 from launcher.plan import advice
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.cost import whole_model
 from launcher.plan.machines import Machines
 from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import Share
 from launcher.plan.placement import Device, DeviceMap, unsplit_modules
-from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
+from launcher.plan.plan import Batch, DevicePlan, Placement, Plan, Predicted
+from launcher.plan.replay import Line, replay
 from launcher.plan.shapes import family
 from launcher.plan.sizes import Bytes
 from launcher.plan.subject import Subject
@@ -93,7 +95,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
             "the modules' names are guessed from the checkpoint's: this model_type is new here"
         )
     turns = sum(isinstance(share.device, int) for share in shares)
-    predicted = _predicted(shares, turns)
+    predicted = _predicted(subject, shares, turns, batch)
     return Plan(
         fits=fitted.fits,
         reasons=[note for note in notes if note],
@@ -113,17 +115,36 @@ def load(
     placement: Placement, plan: Plan, spec: JobSpec, recorder: Recorder, gang: Gang
 ) -> StepModel:
     """This rank's copy of the model, where the plan says; it works alone, so it needs no ``gang``."""
-    from launcher.model.local import LocalStepModel
+    from launcher.model import direct
+    from launcher.model.local import LocalStepModel, RunnerStepModel
     from launcher.model.packed import pack_linears
-    from launcher.model.weights import Loading, load_model
+    from launcher.model.runner import StageRunner
+    from launcher.model.turns import TurnTimer
+    from launcher.model.weights import Loading
 
     offload = Options.model_validate(spec.parallel.options).offload_dir
     if offload is not None:  # one folder per rank: replicas of a node write at the same time
         offload = str(Path(offload) / f"rank-{placement.rank:04d}")
-    model = load_model(spec.model, Loading(plan.dtype, placement.device_map, offload))
+    model = direct.load(spec.model, Loading(plan.dtype, placement.device_map, offload))
     if plan.device == "cpu" and placement.device_map is None:
         pack_linears(model)
-    return LocalStepModel(model, plan.batch, recorder)
+    stages = _stages(plan, placement)
+    if len(stages) <= 1 and "disk" not in stages:
+        return LocalStepModel(model, plan.batch, recorder)
+    return RunnerStepModel(StageRunner(model, plan.batch), TurnTimer(model, stages, recorder))
+
+
+def _stages(plan: Plan, placement: Placement) -> dict[Device, int]:
+    """The stage that each place of the device map computes as: spilled layers do on the first GPU, or the CPU."""
+    stage_of = {row.device: row.stage for row in plan.devices if row.rank == placement.rank}
+    places = set((placement.device_map or {}).values())
+    found: dict[Device, int] = {
+        place: stage_of[f"cuda:{placement.gpus[place]}"]
+        for place in places
+        if isinstance(place, int)
+    }
+    main = found[min(found)] if found else stage_of.get("cpu", 0)
+    return {place: found.get(place, main) for place in places}
 
 
 @dataclass(frozen=True)
@@ -254,8 +275,14 @@ def _placements(homes: Sequence[_Home], device_map: DeviceMap) -> list[Placement
     ]
 
 
-def _predicted(shares: Sequence[Share], turns: int) -> Predicted:
-    """One batch over K devices keeps each busy 1/K of the time; moving spilled layers is not predicted."""
-    if len(shares) > max(1, turns):
+def _predicted(subject: Subject, shares: Sequence[Share], turns: int, batch: Batch) -> Predicted:
+    """Devices take turns, so K of them are busy 1/K of the time; moving spilled layers is not predicted."""
+    turns = max(1, turns)
+    if len(shares) > turns:
         return Predicted()
-    return Predicted(utilization=1 / max(1, turns), bubble=1 - 1 / max(1, turns))
+    cost = whole_model(subject)
+    line = Line([cost], [lambda _: 0.0], subject.rates.step_s)
+    replayed = replay(line, batch, subject.work(batch))
+    busy = replayed.utilization / turns
+    found = subject.predicted(replayed, bubble=(turns - 1) * busy)
+    return found.model_copy(update={"utilization": busy})

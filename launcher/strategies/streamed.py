@@ -78,6 +78,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
             for home in ranks
         ],
         batch=draft.batch,
+        predicted=subject.predicted(draft.replayed()),
         **subject.facts(),
     )
 

@@ -101,6 +101,9 @@ def test_layers_on_disk_give_the_same_texts(finished: Path, tmp_path: Path) -> N
     launcher("run", spec, memory, "--run-dir", tmp_path / "run")
     want = texts(finished)
     assert texts(tmp_path / "run") == {name: want[name] for name in texts(tmp_path / "run")}
+    for stage in json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]:
+        assert stage["weights"] > 0.05
+        assert stage["busy"] > 0.05
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_refused_before_a_run_exists(tmp_path: Path) -> None:
@@ -164,8 +167,12 @@ def test_a_hub_model_is_fetched_before_and_loaded_offline(tmp_path: Path) -> Non
 def test_neither_accelerates_config_nor_the_working_directory_has_a_say(tmp_path: Path) -> None:
     config = tmp_path / "hf" / "accelerate" / "default_config.yaml"
     config.parent.mkdir(parents=True)
-    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\ngpu_ids: '7'\n")
-    (tmp_path / "tokenizers.py").write_text("raise SystemExit('imported from the working directory')")
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\ngpu_ids: '7'\n"
+    )
+    (tmp_path / "tokenizers.py").write_text(
+        "raise SystemExit('imported from the working directory')"
+    )
     spec = write_job(tmp_path, 5)
     env = {"HF_HOME": str(tmp_path / "hf"), "ACCELERATE_USE_FSDP": "true"}
     launcher("run", spec, "--run-dir", tmp_path / "run", env=env, cwd=tmp_path)

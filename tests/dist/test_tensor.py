@@ -51,7 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LARGE = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128, "num_hidden_layers": 4}
 PARTS = ("busy", "transfer", "weights", "bubble", "host_gap", "no_work")
-ROWS = 40
+ROWS, MANY = 40, 300
 TWO_BY_TWO = {"strategy": "pipeline", "stages": 2, "tensor": 2}
 
 
@@ -168,17 +168,50 @@ def test_texts_are_those_of_the_whole_model(
     assert written == writers
     summary = json.loads((run / "summary.json").read_text())
     replica = parallel.get("stages", 1) * 2
-    places = [(s["replica"], s["stage"], s["rank"]) for s in summary["stages"]]
-    assert places == [(r // replica, r % replica // 2, r) for r in range(summary["world_size"])]
+    places = [(s["replica"], s["stage"], s["shard"], s["rank"]) for s in summary["stages"]]
+    ranks = range(summary["world_size"])
+    assert places == [(r // replica, r % replica // 2, r % 2, r) for r in ranks]
+    page, last = (run / "report.html").read_text(), f"{parallel.get('stages', 1) - 1}.1"
+    assert f"stage {last}" in page, "in the tables"
+    assert f'stage {last}"' in page, "in the timeline"
     for stage in summary["stages"]:
         assert sum(stage[part] for part in PARTS) == pytest.approx(1.0)
         assert min(stage["busy"], stage["transfer"]) > 0
 
 
-@pytest.mark.parametrize("victim", [1, 2])
-def test_a_killed_shard_is_named_and_ends_the_world(victim: int, tmp_path: Path) -> None:
+def test_texts_of_backend_tensor_parallel(tmp_path: Path, unsplit: dict[str, str]) -> None:
+    """One rank that drives two devices, each with a shard; what it measures is true of both."""
     run = tmp_path / "run"
-    spec = write_job(tmp_path, prompt_rows(300), parallel=TWO_BY_TWO, batch={"slots": 8})
+    parallel = {"strategy": "tensor", "tensor": 2, "options": {"backend": "tensor_parallel"}}
+    batch = {"slots": 8, "prefill_chunk": 16}
+    launcher("run", write_job(tmp_path, rows(), parallel=parallel, batch=batch), "--run-dir", run)
+    assert texts(run) == unsplit
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["world_size"] == 1
+    assert [(s["stage"], s["shard"], s["rank"]) for s in summary["stages"]] == [
+        (0, 0, 0),
+        (0, 1, 0),
+    ]
+    for stage in summary["stages"]:
+        assert sum(stage[part] for part in PARTS) == pytest.approx(1.0)
+        assert min(stage["busy"], stage["transfer"]) > 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the model says of more rows."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_job(folder, rows(MANY), batch={"slots": 16})
+    launcher("run", spec, "--run-dir", folder / "run")
+    return texts(folder / "run")
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_shard_is_named_and_ends_the_world_which_resumes(
+    victim: int, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    spec = write_job(tmp_path, rows(MANY), parallel=TWO_BY_TWO, batch={"slots": 8})
     running = subprocess.Popen(
         command("run", spec, "--run-dir", run),
         stdout=subprocess.PIPE,
@@ -192,6 +225,9 @@ def test_a_killed_shard_is_named_and_ends_the_world(victim: int, tmp_path: Path)
     assert running.returncode == 75, said
     assert f"rank {victim} ended with signal SIGKILL" in said
     assert all(process.start_time(pid) is None for pid in pids)
+    assert journaled(run) < MANY
+    launcher("resume", run)
+    assert texts(run) == undisturbed
 
 
 def test_interrupt_drains_all_shards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`strategy: auto`: what submit makes of it."""
+"""`strategy: auto`, and what `launcher plan` says of the ways not taken."""
 
 from __future__ import annotations
 
@@ -10,40 +10,77 @@ from launcher.errors import SpecError, UsageError
 from launcher.plan.plan import Plan
 from launcher.submit import plan_job
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def plan(*overrides: str) -> Plan:
-    """Of the demo's model under ``auto``, for four GPUs."""
+def plan(*overrides: str, config: str = "demo", strategy: str = "auto") -> Plan:
+    """Of the demo's model, for four GPUs."""
     base = {
-        "parallel.strategy": "auto",
-        "parallel.replicas": "1",
+        "parallel.strategy": strategy,
         "resources.device": "cuda",
         "resources.gpus_per_node": "4",
         "resources.gpu": "A100-80GB",
     }
     given = base | dict(override.split("=", 1) for override in overrides)
     pairs = [f"{key}={value}" for key, value in given.items()]
-    return plan_job(DEMO, pairs, here=False, say=lambda _: None).plan
+    return plan_job(
+        CONFIGS / f"{config}.yaml", pairs, here=False, say=lambda _: None, fetch=False
+    ).plan
 
 
-def test_gpus_that_would_stay_empty_become_stages() -> None:
-    made = plan()
-    assert made.strategy == "pipeline"
-    assert made.world_size == 4
-    assert plan("parallel.replicas=2").world_size == 4
-    assert plan("parallel.stages=2").world_size == 2
+def large(*overrides: str, strategy: str = "auto") -> Plan:
+    """Of Llama-2-70B on two nodes of four A100, with the same rows in two copies."""
+    return plan(*overrides, config="llama2-70b-pipeline", strategy=strategy)
 
 
-def test_nothing_is_cut_where_every_gpu_has_a_copy() -> None:
+def test_auto_takes_the_fastest_and_leaves_no_gpu_empty() -> None:
+    made = large("parallel.stages=4")
+    first = made.candidates[0]
+    assert first["chosen"]
+    assert first["reason"] == ""
+    assert first["empty_gpus"] == 0
+    assert made.strategy == first["strategy"] == "pipeline"
+    assert made.predicted.tokens_per_s == first["tokens_per_s"]
+    speeds = [c["tokens_per_s"] for c in made.candidates if c["fits"]]
+    assert max(speeds) <= first["tokens_per_s"] * 1.02
+
+
+def test_what_is_said_of_the_ways_not_taken() -> None:
+    made = plan(config="llama2-70b-sequential", strategy="sequential")
+    told = {(c["strategy"], c["stages"], c["tensor"]): c for c in made.candidates}
+    own = next(c for c in made.candidates if c["chosen"])
+    assert own["strategy"] == made.strategy == "sequential"
+    assert "stages wait" in own["reason"]
+    assert told[("tensor", 1, 2)]["tokens_per_s"] > own["tokens_per_s"]
+    assert all(c["reason"] for c in made.candidates[1:])
+    assert sum(c["chosen"] for c in made.candidates) == 1
+
+
+def test_what_does_not_fit_says_what_is_short() -> None:
+    made = large("parallel.stages=2", "model.dtype=float32", strategy="pipeline")
+    assert not made.fits
+    own = next(c for c in made.candidates if c["chosen"])
+    assert own["reason"].startswith("does not fit: stage")
+    assert made.candidates[0]["fits"]
+
+
+def test_gpus_that_stay_empty_are_pointed_out() -> None:
+    made = large("parallel.stages=2", "parallel.replicas=2", strategy="pipeline")
+    own = next(c for c in made.candidates if c["chosen"])
+    assert own["empty_gpus"] == 4
+    assert own["reason"] == "4 of 8 GPUs stay empty"
+
+
+def test_what_the_spec_says_is_kept() -> None:
     assert plan("parallel.replicas=4").strategy == "sequential"
-    assert plan("resources.device=cpu").strategy == "sequential"
-
-
-def test_options_and_stages_say_which_strategy_is_meant() -> None:
+    assert plan("parallel.stages=2").world_size % 2 == 0
+    assert plan("parallel.stages=2").strategy == "pipeline"
+    assert plan("parallel.tensor=2", "parallel.stages=1").strategy == "tensor"
+    assert plan("parallel.replicas=1", "resources.device=cpu").strategy == "sequential"
     assert plan("parallel.options={device_map: balanced}").strategy == "sequential"
-    assert plan("parallel.options={layers: [2, 2, 2, 2]}").strategy == "pipeline"
-    assert plan("parallel.stages=2", "resources.device=cpu").strategy == "pipeline"
+    by_hand = plan("parallel.options={layers: [2, 2, 2, 2]}", "parallel.replicas=1")
+    assert by_hand.strategy == "pipeline"
+    assert by_hand.world_size == 4
 
 
 def test_what_no_strategy_can_do() -> None:

@@ -29,6 +29,8 @@ def profile(**changes: object) -> MachineProfile:
         "measured": 1.0,
         "software": "torch",
         "speeds": speeds,
+        "step_s": 1e-4,
+        "start_s": 9.0,
         "backend": "gloo",
         "link": line,
         "all_reduce": line,
@@ -57,7 +59,7 @@ def test_profile_of_another_version_is_as_none_and_a_torn_one_is_told() -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="can't be read"):
         measured.load_profile()
-    path.write_text('{"version": 1}')
+    path.write_text('{"version": 2}')
     with pytest.raises(UsageError, match="can't be read"):
         measured.load_profile()
 

@@ -94,6 +94,19 @@ def test_the_figures_are_those_of_the_summary(tmp_path: Path) -> None:
         assert words in page.text
 
 
+def test_a_rank_with_several_shards_is_one_lane(tmp_path: Path) -> None:
+    """Backend tensor_parallel: a table has a row for each shard, the timeline what their rank did."""
+    pipeline = Pipeline(steps=10, stage_s=(0.01,))
+    run = pipeline.write(tmp_path, complete=False)
+    made = pipeline.plan()
+    devices = [made.devices[0].model_copy(update={"shard": shard}) for shard in (0, 1)]
+    run.plan.write_text(made.model_copy(update={"devices": devices}).model_dump_json())
+    text = render(run)
+    page = Parsed(text)
+    assert "stage 0.0" in page.text and "stage 0.1" in page.text
+    assert re.findall(r'"label": ?"([^"]*)"', text) == ["stage 0"]
+
+
 def test_the_page_asks_for_nothing_and_runs_one_script(tmp_path: Path) -> None:
     run, page = make(tmp_path)
     text = render(run)

@@ -53,8 +53,13 @@ def test_on_slurm_as_many_copies_as_use_the_gpus_best(folder: Path) -> None:
     assert planned.plan.fits
     spec = load_spec(folder / "big job.yaml").spec
     assert (spec.name, spec.slurm.partition) == ("big-job", "on")
-    assert spec.parallel.replicas == 4
+    # Shared by many copies, two hundred prompts make small batches: how many copies is the plan's to say.
+    assert spec.parallel.replicas == len({device.replica for device in planned.plan.devices})
     assert len(planned.plan.devices) == 8
+    assert (
+        max(c["tokens_per_s"] for c in planned.plan.candidates)
+        == planned.plan.predicted.tokens_per_s
+    )
 
 
 def test_the_modeline_names_a_schema_that_is_there(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,16 @@ def test_profiles_are_plausible() -> None:
         assert 1e11 < profile.bandwidth < 1e13, name
         assert profile.flops["float16"] > profile.flops["float32"], name
     assert ResourcesSpec().gpu == "auto"
+
+
+def test_profiles_are_whole_and_say_where_they_are_from() -> None:
+    table = json.loads((Path(machines.__file__).parent / "gpus.json").read_text())["gpus"]
+    wanted = {"V100-32GB", "A100-40GB", "A100-80GB", "H100", "H200", "L40S", "MI250X", "MI300X"}
+    assert wanted <= set(table)
+    for name, entry in table.items():
+        assert entry["source"], name
+        assert 10 <= entry["link_gb_s"] <= entry["bandwidth_gb_s"], name
+        assert entry["tflops"]["float16"] > entry["tflops"]["float32"] > 5, name
+        profile = gpu_profiles()[name]
+        assert profile.link == entry["link_gb_s"] * 1e9
+        assert profile.memory_bytes < 200 * GIB

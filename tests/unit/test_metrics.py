@@ -60,13 +60,21 @@ def test_rows_and_ranks_of_a_run_that_goes(tmp_path: Path) -> None:
 
 def test_a_complete_run_has_the_figures_of_its_summary(tmp_path: Path) -> None:
     run = make_run(tmp_path, 1)
-    stage = {"replica": 0, "stage": 1, "rank": 1, "busy": 0.75, "bubble": 0.25, "transfer": None}
+    stage = {
+        "world": 0,
+        "replica": 0,
+        "stage": 1,
+        "rank": 1,
+        "busy": 0.75,
+        "bubble": 0.25,
+        "transfer": None,
+    }
     write_json(run.summary, {"tokens_per_s": 12.5, "bubble": None, "stages": [stage]})
     write_json(run.manifest, {})
     found = samples(metrics_text(run, ledger.Finished(run)))
     assert found["launcher_tokens_per_s", 'run="run"'] == 12.5
     assert ("launcher_bubble", 'run="run"') not in found
-    of_stage = 'run="run",replica="0",stage="1",rank="1",what="busy"'
+    of_stage = 'run="run",world="0",replica="0",stage="1",shard="0",rank="1",what="busy"'
     assert found["launcher_stage_share", of_stage] == 0.75
 
 

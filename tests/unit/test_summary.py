@@ -325,6 +325,31 @@ def test_stages_of_a_pipeline_share_a_replica(tmp_path: Path) -> None:
     ]
 
 
+def test_shards_of_a_stage_are_told_apart(tmp_path: Path) -> None:
+    devices = [device(rank, replica=0, shard=rank) for rank in (0, 1)]
+    scene = Scene(tmp_path, plan(devices, strategy="tensor"))
+    attempt = scene.attempt()
+    for rank in (0, 1):
+        steps = [("decode", 0.0, 8.0 - rank), ("transfer", 8.0 - rank, 10.0)]
+        scene.spans(attempt, rank, steps, replica=0)
+    found = [(s["stage"], s["shard"], s["rank"], s["busy"]) for s in scene.summary()["stages"]]
+    assert [place[:3] for place in found] == [(0, 0, 0), (0, 1, 1)]
+    assert found[0][3] > found[1][3] > 0
+
+
+def test_what_a_rank_measured_is_true_of_all_its_shards(tmp_path: Path) -> None:
+    devices = [device(0, shard=shard) for shard in (0, 1)]
+    scene = Scene(tmp_path, plan(devices, strategy="tensor"))
+    attempt = scene.attempt()
+    scene.spans(attempt, 0, [("decode", 0, 6), ("transfer", 6, 8), ("decode", 8, 10)])
+    scene.rank(attempt, 0, 10, load_s=1.0, peak_memory_bytes=9.0)
+    one, other = scene.summary()["stages"]
+    assert (one["shard"], other["shard"]) == (0, 1)
+    assert one["busy"] == other["busy"] == pytest.approx(0.8)
+    assert one["decode_s"] == 8
+    assert one["peak_memory_bytes"] is None, "is of both together"
+
+
 def test_a_newer_status_with_other_fields_is_still_read(tmp_path: Path) -> None:
     scene = Scene(tmp_path, plan([device(0)]))
     attempt = scene.attempt()

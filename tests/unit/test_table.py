@@ -206,9 +206,9 @@ def test_summary_puts_measured_beside_predicted() -> None:
     assert shown[0] == "demo-0001: pipeline (ring), 2 ranks on cuda, bfloat16, 2 attempts"
     rows = {line.split("  ")[0]: line.split() for line in shown}
     assert rows["tokens/s"][1:3] == ["478", "510"]
-    assert rows["tokens/s"][3:] == ["17,208", "new", "tokens", "in", "1h00m"]
+    assert rows["tokens/s"][3:] == ["+7", "%", "17,208", "new", "tokens", "in", "1h00m"]
     assert rows["wall time"][2:4] == ["1h02m", "58m20s"]
-    assert rows["bubble"][1:5] == ["25", "%", "2.0", "%"]
+    assert rows["bubble"][1:7] == ["25", "%", "2.0", "%", "-23", "pt"]
     assert rows["rows"][1:] == ["1,000", "998", "ok,", "2", "failed:", "see", "errors.jsonl"]
     assert "half within 0.31s, 95 % within 0.81s" in " ".join(rows["first token"])
     assert "FLOPs" not in rows
@@ -228,6 +228,24 @@ def test_summary_of_an_array_names_the_world() -> None:
     stages = [stage(0, 0), stage(0, 0, world=1)]
     shown = lines(summary_table(summary(stages=stages)))
     assert [line.split()[0] for line in shown if "cuda:0" in line] == ["0.0", "1.0"]
+
+
+def test_shards_have_a_number_behind_that_of_their_stage() -> None:
+    places = [(r, s, shard) for r in range(2) for s in range(2) for shard in range(2)]
+    stages = [stage(r, s, shard=shard) for r, s, shard in places]
+    shown = lines(summary_table(summary(stages=stages[:4])))
+    named = [line.split()[0] for line in shown if "cuda:" in line]
+    assert named == ["0.0", "0.1", "1.0", "1.1"]
+    shown = lines(summary_table(summary(stages=stages)))
+    named = [line.split()[0] for line in shown if "cuda:" in line]
+    assert named == [f"{r}.{s}.{shard}" for r, s, shard in places]
+    devices = [
+        device(0, s, 10, (40 * s, 40 * s + 39)).model_copy(update={"shard": shard})
+        for _, s, shard in places[:4]
+    ]
+    made = plan(strategy="pipeline", schedule="ring", devices=devices, reasons=[])
+    named = [line.split()[0] for line in lines(plan_table(made)) if "cuda:" in line]
+    assert named == ["0.0", "0.1", "1.0", "1.1"]
 
 
 def test_what_is_not_known_is_a_dash() -> None:

@@ -78,12 +78,12 @@ def test_tensors_are_cut_as_the_library_cuts_them(family: str) -> None:
     made = small_config(family)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(made)
-    styles = sharding._styles(model, all_heads=False)
+    styles = sharding.styles_of(model, all_heads=False)
     own = parameters(made.to_dict())
     shards = Shards(2)
     for name, parameter in model.named_parameters():
         style = styles.get(name) or styles.get(name.rpartition(".")[0])
-        placement = sharding._placement(style, name.rpartition(".")[2], parameter)
+        placement = sharding.placement_of(style, name.rpartition(".")[2], parameter)
         expected = list(parameter.shape)
         if placement is not None:
             expected[placement.dim] //= 2  # type: ignore[attr-defined]
@@ -212,4 +212,4 @@ def test_models_whose_parts_are_put_together_otherwise(family: str, reason: str)
         made = AutoConfig.for_model(family, num_hidden_layers=1, vocab_size=64, pad_token_id=0)
         model = AutoModelForCausalLM.from_config(made)
     with pytest.raises(PreflightError, match=reason):
-        sharding._styles(model, all_heads=False)
+        sharding.styles_of(model, all_heads=False)

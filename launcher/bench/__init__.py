@@ -1,0 +1,1 @@
+"""What `launcher bench` measures: this machine, and clusters that are not here by simulation."""

@@ -1,0 +1,100 @@
+"""`launcher bench machine`: what this machine does per second, in worlds of one rank and of several."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launcher import environ
+from launcher.bench.storage import read_rate
+from launcher.disk import read_json
+from launcher.errors import RunFailed
+from launcher.plan.hardware import gpus_here
+from launcher.plan.measured import MachineProfile, kind_here
+from launcher.runtime import process
+
+PATIENCE_S = 600
+MOST_RANKS = 8
+LAUNCH_S = 4.0  # of agent and `accelerate launch` before there is a rank
+
+
+def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
+    """The profile of this machine; ``folder`` is where checkpoints are read from. Takes about a minute.
+
+    Raises RunFailed if a rank does, OSError where ``folder`` can't be written.
+    """
+    busy = os.getloadavg()[0]
+    if busy > environ.cpus() / 2:
+        say(f"others are at work here (load {busy:.1f}): what is measured may be too low")
+    say(f"reading from {folder}")
+    disk = read_rate(folder)
+    found: list[dict[str, Any]] = []
+    for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
+        say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
+        found.append(_world(kind, ranks, threads))
+    lines = [(each["link"], each["all_reduce"]) for each in found if "link" in each]
+    link, all_reduce = lines[-1]
+    return MachineProfile(
+        kind=kind_here(),
+        host=os.uname().nodename,
+        measured=time.time(),
+        software=f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}",
+        speeds=[each["speed"] for each in found],
+        backend="nccl" if len(gpus_here()) > 1 else "gloo",
+        link=link,
+        all_reduce=all_reduce,
+        disk=disk,
+        step_s=found[0]["step_s"],
+        start_s=LAUNCH_S + max(each["start_s"] for each in found),
+    )
+
+
+def _worlds(cpus: int, gpus: int) -> list[tuple[str, int, int]]:
+    """Device, ranks and threads of each: what a rank gets depends on how many share memory and cores."""
+    sizes = [1, 2, *[2**n for n in range(2, 4) if 2**n <= min(cpus, MOST_RANKS)]]
+    worlds = [("cpu", ranks, max(1, cpus // ranks)) for ranks in sizes]
+    return worlds + ([("cuda", min(gpus, 2), 1)] if gpus else [])
+
+
+def _world(kind: str, ranks: int, threads: int) -> dict[str, Any]:
+    """What rank 0 of so many says."""
+    process.adopt_orphans()
+    with tempfile.TemporaryDirectory(prefix="launcher-bench-") as name:
+        folder = Path(name)
+        began = time.time()
+        env = environ.for_launch("bench", "lo", {"OMP_NUM_THREADS": str(threads)})
+        started = [
+            process.start(
+                process.python(
+                    "launcher.bench.rank", name, *map(str, (rank, ranks, threads, kind))
+                ),
+                folder / f"rank-{rank}.log",
+                env,
+            )
+            for rank in range(ranks)
+        ]
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            while any(child.poll() is None for child in started) and time.monotonic() < deadline:
+                if any(child.poll() for child in started):
+                    break
+                time.sleep(0.05)
+        finally:
+            for child in started:
+                process.end(child)
+        failed = [rank for rank, child in enumerate(started) if child.returncode]
+        if failed:
+            log = (folder / f"rank-{failed[0]}.log").read_text(errors="replace").strip()
+            raise RunFailed(
+                f"rank {failed[0]} of {ranks} failed while measuring",
+                where=os.uname().nodename,
+                cause=log.splitlines()[-1] if log else f"exit code {started[failed[0]].returncode}",
+                fix="launcher doctor looks for what is wrong here",
+            )
+        said: dict[str, Any] = read_json(folder / "rank-0.json")
+        return {**said, "start_s": said["joined"] - began}

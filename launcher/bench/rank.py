@@ -1,0 +1,80 @@
+"""One of the ranks that measure at the same time: `python -m launcher.bench.rank FOLDER RANK RANKS THREADS DEVICE`.
+
+It leaves what it measured in FOLDER/rank-RANK.json.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from launcher.disk import write_json
+from launcher.runtime import process
+
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+JOIN = timedelta(seconds=120)
+
+
+def main(folder: Path, rank: int, ranks: int, threads: int, kind: str) -> None:
+    """Meet the other ranks, measure whenever they do, note."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(threads)
+    device = torch.device("cuda", rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, f"file://{folder}/meet", JOIN, ranks, rank)
+    import transformers  # noqa: F401 - a rank of a run has it, too, before it can load
+
+    dist.barrier()
+    joined = time.time()
+    found = _measure(rank, ranks, threads, device)
+    write_json(folder / f"rank-{rank}.json", {"joined": joined, **found})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from launcher.bench import exchange
+    from launcher.bench.host import engine_step_s
+    from launcher.bench.layers import beside_products
+    from launcher.bench.products import matmul_rates, memory_rate
+
+    costs = {}
+    for name in DTYPES[device.type]:
+        dtype = getattr(torch, name)
+        dist.barrier()
+        rates = matmul_rates(device, dtype)
+        dist.barrier()
+        costs[name] = {"matmul": rates, **asdict(beside_products(device, dtype))}
+    dist.barrier()
+    cpu = device.type == "cpu"
+    speed = {
+        "device": "cpu" if cpu else torch.cuda.get_device_name(device),
+        "ranks": ranks,
+        "threads": threads,
+        "memory": memory_rate(device),
+        "costs": costs,
+    }
+    dist.barrier()
+    host = {"speed": speed, "step_s": engine_step_s()}
+    dist.barrier()
+    if ranks != 2:
+        return host
+    lines = {"link": exchange.link(rank, device), "all_reduce": exchange.all_reduce(device)}
+    return {**host, **{name: line.model_dump() for name, line in lines.items()}}
+
+
+if __name__ == "__main__":
+    process.die_with_parent(os.getppid())
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

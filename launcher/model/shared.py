@@ -1,0 +1,95 @@
+"""SharedSum: ranks of one host add up tensors in memory that they share, without a network between them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.model.gang import Gang
+
+ROOM = (
+    1 << 20
+)  # bytes per rank and turn: what is larger is added up in parts, while it is in the cache
+FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # memory, whatever the disk is
+
+
+class SharedSum:
+    """Adds up tensors of the ranks of one group, two or more, which are processes of one host.
+
+    Each rank has a place for every second turn. It writes its part, tells the others, hears from all of them, and
+    adds all parts in the order of the ranks, so that all get the same bits. A place is free two turns later: to have
+    told of a turn means to be done with the one before. Raises ConnectionError when a rank is gone.
+    """
+
+    def __init__(self, memory: torch.Tensor, index: int, peers: list[socket.socket]) -> None:
+        self._places, self._index, self._peers = memory, index, peers
+        self._turn = 0
+
+    @classmethod
+    def join(cls, gang: Gang, ranks: list[int], handle: Any) -> SharedSum | None:
+        """For the group of ``ranks``, whose process group is ``handle``; None where they are on several hosts or can't
+        share memory. All of them must call it at once."""
+        index = ranks.index(gang.rank)
+        with tempfile.TemporaryDirectory(prefix="launcher-", dir=FOLDER) as own:
+            folder = Path(_told(own, ranks[0], index, handle))
+            seen = torch.tensor([folder.is_dir()], dtype=torch.int64)  # hosts may be called alike
+            dist.all_reduce(seen, dist.ReduceOp.MIN, group=handle)
+            if not seen:
+                return None
+            size = 2 * len(ranks) * ROOM
+            descriptor = os.open(folder / "sums", os.O_RDWR | os.O_CREAT, 0o600)
+            os.ftruncate(descriptor, size)
+            memory = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+            os.close(descriptor)
+            peers = _connected(folder, index, len(ranks), lambda: dist.barrier(group=handle))
+            dist.barrier(group=handle)  # the folder goes when all have what is in it
+        return cls(memory.view(2, len(ranks), ROOM), index, peers)
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replace ``tensor``, contiguous and on the CPU, by the sum of every rank's."""
+        flat = tensor.view(-1)
+        for part in flat.split(ROOM // tensor.element_size()):
+            places = self._places[self._turn, :, : part.numel() * part.element_size()]
+            places[self._index].view(part.dtype).copy_(part)
+            for peer in self._peers:
+                peer.sendall(b"+")
+            for peer in self._peers:
+                if not peer.recv(1):
+                    raise ConnectionError("a rank of this host ended")
+            first, second, *others = places.view(part.dtype).unbind()
+            torch.add(first, second, out=part)
+            for other in others:
+                part.add_(other)
+            self._turn = 1 - self._turn
+
+
+def _told(own: str, leader: int, index: int, handle: Any) -> str:
+    """The leader's ``own``, on all ranks."""
+    words = torch.zeros(256, dtype=torch.uint8)
+    if index == 0:
+        words[: len(own.encode())] = torch.frombuffer(bytearray(own.encode()), dtype=torch.uint8)
+    dist.broadcast(words, leader, group=handle)
+    return bytes(words.tolist()).rstrip(b"\0").decode()
+
+
+def _connected(folder: Path, index: int, size: int, meet: Callable[[], Any]) -> list[socket.socket]:
+    """A connection with every other rank: each listens, and calls those before it."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / str(index)))
+        listening.listen(size)
+        meet()
+        peers = []
+        for other in range(index):
+            calling = socket.socket(socket.AF_UNIX)
+            calling.connect(str(folder / str(other)))
+            peers.append(calling)
+        peers += [listening.accept()[0] for _ in range(index + 1, size)]
+    return peers

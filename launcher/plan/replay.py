@@ -1,0 +1,239 @@
+"""The engine's loop played through with predicted times: groups, slots, prompts in steps, stages. No torch.
+
+It follows engine/engine.py and engine/sequence.py: a step feeds every row that decodes, and prompts in the room that
+these leave of ``prefill_chunk``; slots are refilled as rows end. Decoding rows are kept as sums, so a step costs
+microseconds whatever the number of slots.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from launcher.plan.plan import Batch
+from launcher.plan.workload import Workload
+
+MOST_STEPS = (
+    3000  # that are played, or about; longer runs are played in part, or several steps as one
+)
+WAVES = 4  # times that all slots are filled, where there are as many rows
+
+
+class Load(NamedTuple):
+    """What a step computes: ``decoding`` rows that see ``positions`` together, ``fed`` tokens of prompts that see
+    ``seen`` together, and a token drawn for each of ``rows``."""
+
+    rows: float
+    decoding: float
+    positions: float
+    fed: float
+    seen: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """Stages in a row: seconds that a load computes and exchanges on each, and until its result is at the next one
+    (of the last: at the first). ``step_s`` is Python's between steps. A round of all groups takes ``round_s`` at
+    least, and ``added_s`` besides: what is read and moved where a model is streamed."""
+
+    stages: Sequence[Callable[[Load], tuple[float, float]]]
+    links: Sequence[Callable[[Load], float]]
+    step_s: float
+    in_rounds: bool = False
+    round_s: float = 0.0
+    added_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """``seconds`` for ``tokens`` new tokens; ``busy`` and ``transfer`` are shares of that of each stage."""
+
+    seconds: float
+    tokens: float
+    busy: tuple[float, ...]
+    transfer: tuple[float, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def utilization(self) -> float:
+        """Mean busy share."""
+        return sum(self.busy) / len(self.busy)
+
+    def bubbles(self) -> list[float]:
+        """Of each stage: idle while another one computes. Where they take turns, that is all they are not busy."""
+        anyone = min(1.0, sum(self.busy))
+        return [
+            max(0.0, min(1 - busy - moved, anyone - busy))
+            for busy, moved in zip(self.busy, self.transfer, strict=True)
+        ]
+
+
+def replay(line: Line, batch: Batch, work: Workload) -> Replayed:
+    """``work`` on one replica. Of a long one some waves are played, and the rest goes on as the later half of them:
+    the first wave fills the slots, and draining them happens once."""
+    slots = batch.groups * batch.slots
+    steps = (work.mean_new + work.mean_prompt / batch.prefill_chunk) * batch.groups  # of a wave
+    waves = max(2, min(WAVES, int(MOST_STEPS / steps)))
+    stride = max(1, int(2 * steps / MOST_STEPS))
+    played = min(work.rows, waves * slots)
+    whole = _Play(line, batch, work.first(played), stride).run()
+    if played == work.rows:
+        return _scaled(whole, whole, 0.0, work.new_tokens)
+    half = _Play(line, batch, work.first(played // 2), stride).run()
+    more = (work.rows - played) / (played - played // 2)
+    return _scaled(half, whole, more, work.new_tokens)
+
+
+def _scaled(half: _Play, whole: _Play, more: float, tokens: float) -> Replayed:
+    """``whole``, and ``more`` times what it does beyond ``half``."""
+
+    def grown(some: float, all_: float) -> float:
+        return all_ + (all_ - some) * more
+
+    seconds = grown(half.now, whole.now)
+    return Replayed(
+        seconds=seconds,
+        tokens=tokens,
+        busy=tuple(grown(*each) / seconds for each in zip(half.busy, whole.busy, strict=True)),
+        transfer=tuple(
+            grown(*each) / seconds for each in zip(half.transfer, whole.transfer, strict=True)
+        ),
+    )
+
+
+@dataclass(order=True)
+class _Prompt:
+    """In the order in which prompts are fed: of those that came before one step, those with most to say first."""
+
+    came: int
+    less_to_say: int
+    left: int = field(compare=False)
+    new: int = field(compare=False)
+    cached: int = field(default=0, compare=False)
+
+
+@dataclass
+class _Group:
+    """Rows of one group. ``ends`` holds (step after which a row ends, its length at step 0). A step stands for
+    ``stride`` of the engine's."""
+
+    slots: int
+    stride: int
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    prompts: list[_Prompt] = field(default_factory=list)
+    taken: int = 0  # steps, those without decoding rows too
+    step: int = 0
+    lengths: int = 0  # sum over decoding rows of their length at step 0
+    back: float | None = None  # when the step in flight is back
+
+    @property
+    def rows(self) -> int:
+        return len(self.ends) + len(self.prompts)
+
+    def add(self, prompt: int, new: int) -> None:
+        """A row takes a slot."""
+        insort(self.prompts, _Prompt(self.taken, -new, prompt, new))
+
+    def load(self, chunk: int) -> Load:
+        """The next step, taken: prompts move on, rows that end leave."""
+        decoding, stride = len(self.ends), self.stride
+        if self.prompts and decoding >= chunk:
+            decoding = 0  # a prompt that finds no room goes without those that decode
+        positions = decoding and self.lengths + decoding * (self.step * stride + 1)
+        fed, seen, drawn, begun = self._feed((chunk - decoding) * stride)
+        self.taken += 1
+        if decoding:
+            self.step += 1
+            while self.ends and self.ends[0][0] <= self.step:
+                self.lengths -= heapq.heappop(self.ends)[1]
+        for prompt in begun:
+            if prompt.new > 1:  # the first new token is drawn at the prompt's end
+                base = prompt.cached - self.step * stride
+                heapq.heappush(self.ends, (self.step - (1 - prompt.new) // stride, base))
+                self.lengths += base
+        return Load(decoding + drawn / stride, decoding, positions, fed / stride, seen / stride)
+
+    def _feed(self, room: int) -> tuple[int, float, int, list[_Prompt]]:
+        """Tokens of prompts, positions that they see, how many prompts they are of, and those that end with them."""
+        fed, seen, drawn, begun = 0, 0.0, 0, []
+        while self.prompts and room > fed:
+            prompt = self.prompts[0]
+            part = min(room - fed, prompt.left)
+            seen += part * (prompt.cached + (part + 1) / 2)
+            prompt.left -= part
+            prompt.cached += part
+            fed, drawn = fed + part, drawn + 1
+            if not prompt.left:
+                begun.append(self.prompts.pop(0))
+        return fed, seen, drawn, begun
+
+
+class _Play:
+    """One simulation; times are those of the engine's process."""
+
+    def __init__(
+        self, line: Line, batch: Batch, rows: Sequence[tuple[int, int]], stride: int
+    ) -> None:
+        self.line, self.chunk, self.rows, self.stride = (
+            line,
+            batch.prefill_chunk,
+            deque(rows),
+            stride,
+        )
+        self.groups = [_Group(batch.slots, stride) for _ in range(batch.groups)]
+        self.free = [0.0] * len(line.stages)
+        self.busy = [0.0] * len(line.stages)
+        self.transfer = [0.0] * len(line.stages)
+        self.now = 0.0
+
+    def run(self) -> _Play:
+        flights: deque[_Group] = deque()
+        in_rounds = self.line.in_rounds
+        began = 0.0
+        while True:
+            self._refill()
+            for group in self.groups:
+                if group.back is None and group.rows:
+                    self._launch(group)
+                    flights.append(group)
+            if not flights:
+                return self
+            for _ in range(len(flights) if in_rounds else 1):
+                group = flights.popleft()
+                self.now, group.back = max(self.now, group.back or 0.0), None
+            if in_rounds:
+                least = began + self.line.round_s * self.stride
+                self.now = max(self.now, least) + self.line.added_s * self.stride
+                began = self.now
+
+    def _refill(self) -> None:
+        while self.rows:
+            free = [
+                group for group in self.groups if group.back is None and group.rows < group.slots
+            ]
+            if not free:
+                return
+            prompt, new = self.rows.popleft()
+            min(free, key=lambda group: group.rows).add(prompt, new)
+
+    def _launch(self, group: _Group) -> None:
+        """Send a step through the stages, which take steps in the order of launching."""
+        line, load, stride = self.line, group.load(self.chunk), self.stride
+        at = self.now + line.step_s * stride
+        for stage, cost in enumerate(line.stages):
+            computing, exchanging = cost(load)
+            begin = max(at, self.free[stage])
+            at = self.free[stage] = begin + (computing + exchanging) * stride
+            self.busy[stage] += computing * stride
+            self.transfer[stage] += exchanging * stride
+            if stage == 0:
+                self.now = at  # launching returns when the first stage is done
+            at += line.links[stage](load) * stride
+        group.back = at

@@ -1,0 +1,48 @@
+"""The ways to run a job beside each other, and why the best of them is: for `launcher plan` in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from launcher.report import cells, units
+
+SHOWN = 6
+
+
+def choice_table(candidates: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The best few and the plan's own, each with what it loses by; nothing where there is no choice."""
+    if len(candidates) < 2:
+        return []
+    shown = [each for n, each in enumerate(candidates) if n < SHOWN or each["chosen"]]
+    return [Text(), cells.Adaptive(lambda wide: _table(shown, wide))]
+
+
+def _table(shown: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
+    table = cells.table("ways to run it", ">batch", ">tok/s", ">busy", "why not", wide=wide)
+    table.columns[-1].no_wrap = False
+    for each in shown:
+        style = "bold" if each["chosen"] else "" if each["fits"] else "dim"
+        name = ("* " if each["chosen"] else "  ") + split(each)
+        table.add_row(
+            Text(name, style),
+            f"{each['groups']} x {each['slots']}",
+            Text(units.amount(each["tokens_per_s"]) if each["fits"] else "-", style),
+            units.percent(each["utilization"]) if each["fits"] else "-",
+            Text(cells.clean(each["reason"]) or "the fastest", "dim"),
+        )
+    return Group(table, Text("* the plan above; all of them are in --json", "dim"))
+
+
+def split(candidate: Mapping[str, Any]) -> str:
+    """``2 x pipeline, 4 stages of 2``: replicas, strategy, stages and the shards of each."""
+    stages, shards, replicas = (candidate[key] for key in ("stages", "tensor", "replicas"))
+    parts = [f"{replicas} x " if replicas > 1 else "", candidate["strategy"]]
+    if candidate["strategy"] == "tensor":
+        parts.append(f" {shards}")
+    elif stages > 1 or shards > 1:
+        parts.append(f" {stages}" + (f" of {shards}" if shards > 1 else ""))
+    return "".join(parts)

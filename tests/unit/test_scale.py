@@ -1,0 +1,48 @@
+"""`launcher bench scale`: the plan of one world as a fleet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.errors import UsageError
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "llama2-70b-pipeline.yaml")
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["bench", "scale", CONFIG, *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_fleets_of_the_sizes_that_were_asked_for() -> None:
+    given = ("--worlds", "2,20", "--tokens-per-s", "2560", "--mtbf-days", "0", "--stragglers", "0")
+    found = json.loads(invoke(*given, "--rows", "100000", "--json"))
+    assert found["rows_per_s"] == 10  # 256 new tokens each
+    two, twenty = found["fleets"]
+    assert (two["worlds"], two["nodes"], two["gpus"]) == (2, 4, 16)
+    assert two["seconds"] == two["undisturbed_s"]
+    # 138 GB per node, or 20 times two copies by all of them together; chunks are not shared out evenly.
+    assert two["seconds"] == pytest.approx(60 + 69 + 100_000 / 20, rel=0.02)
+    assert twenty["seconds"] == pytest.approx(60 + 276 + 100_000 / 200, rel=0.1)
+    assert two["failures"] == 0
+    shares = [load["share"] for load in twenty["loads"]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_what_is_assumed_is_printed() -> None:
+    shown = invoke("--worlds", "3", "--tokens-per-s", "4000", "--mtbf-days", "7")
+    assert "a node fails every 7 days" in shown
+    assert "4,000 tokens/s (given)" in shown
+
+
+def test_worlds_are_numbers() -> None:
+    with pytest.raises(UsageError, match="numbers"):
+        invoke("--worlds", "ten")
