@@ -1,5 +1,12 @@
 """`python -m launcher`: the command line."""
 
-from launcher.cli import main
+import sys
+
+if not sys.flags.safe_path:  # else it is not there
+    del sys.path[
+        0
+    ]  # the working directory: what lies there must not be imported in a library's place
+
+from launcher.cli import main  # noqa: E402
 
 main()
