@@ -7,6 +7,6 @@ if not sys.flags.safe_path:  # else it is not there
         0
     ]  # the working directory: what lies there must not be imported in a library's place
 
-from launcher.cli import main  # noqa: E402
+from launcher.cli import main
 
 main()

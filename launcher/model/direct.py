@@ -60,7 +60,9 @@ def empty_model(spec: ModelSpec, dtype: str, device: torch.device, kind: Any = N
         else:
             trusted = spec.trust_remote_code
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted, **options)
-    kept = set(model._keep_in_fp32_modules_strict or ()) | set(model._keep_in_fp32_modules or ())
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    if dtype == "float16":
+        kept |= set(model._keep_in_fp32_modules or ())
     if kept and dtype != "float32":
         raise NotEndToEnd(
             f"models of type {config.model_type} keep {', '.join(sorted(kept))} in float32",

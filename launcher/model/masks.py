@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from launcher.errors import PreflightError
+from launcher.model.attention import Piece
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
 
@@ -44,18 +46,31 @@ class Masks:
             return {kind: self._form(places, kind, dtype) for kind in self.kinds}
         return self._form(places, self._only_kind(), dtype)
 
-    def flat(self, queries: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> Mask:
-        """(1, 1, 1, n) numbers to add, for n pairs of a query's and a key's position, (n,) each, of the same row; a
-        dict by kind where layers differ."""
-
-        def additive(kind: str) -> torch.Tensor:
-            hidden = ~self._visible(queries, keys, kind)
-            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            return zeros.masked_fill_(hidden, -torch.inf)[None, None, None]
-
+    def flat(
+        self, pieces: Sequence[Piece], positions: torch.Tensor, numbers: int, dtype: torch.dtype
+    ) -> Mask:
+        """(1, 1, 1, numbers) to add, piece by piece its tokens x its length, where the tokens of the pass have these
+        ``positions`` (t,) in their rows; a dict by kind where layers differ."""
         if self.kinds is not None:
-            return {kind: additive(kind) for kind in self.kinds}
-        return additive(self._only_kind())
+            return {
+                kind: self._flat(pieces, positions, numbers, dtype, kind) for kind in self.kinds
+            }
+        return self._flat(pieces, positions, numbers, dtype, self._only_kind())
+
+    def _flat(
+        self,
+        pieces: Sequence[Piece],
+        positions: torch.Tensor,
+        numbers: int,
+        dtype: torch.dtype,
+        kind: str,
+    ) -> torch.Tensor:
+        found = torch.zeros(numbers, dtype=dtype, device=positions.device)
+        for piece in pieces:
+            keys = torch.arange(piece.length, device=positions.device)[None]
+            visible = self._visible(positions[piece.queries, None], keys, kind)
+            found[piece.mask].view(visible.shape).masked_fill_(visible.logical_not_(), -torch.inf)
+        return found[None, None, None]
 
     def is_causal(self, length: int) -> bool:
         """Whether each token of a sequence so long sees all that are before it, in every layer."""

@@ -26,7 +26,6 @@ class Ragged:
     order: list[int]
     access: caches.Ragged
     pieces: Pieces
-    masked: list[int]  # positions that each token's mask covers, none where it needs no mask
 
     @classmethod
     def of(cls, step: Step, cache: SlotCache, masks: Masks) -> Ragged:
@@ -47,7 +46,7 @@ class Ragged:
         )
         alone = [[row] for row in order[len(single) :]]
         spans = [_Span.of(group, starts, counts) for group in [*groups, *alone]]
-        parts, masked, done, numbers = [], [], 0, 0
+        parts, done, numbers = [], 0, 0
         for span, first in zip(spans, _firsts([*map(len, groups), *map(len, alone)]), strict=True):
             place = access.rows[first]
             needs = span.ragged or not masks.is_causal(span.length)
@@ -60,9 +59,8 @@ class Ragged:
                     mask=slice(numbers, numbers + size) if needs else None,
                 )
             )
-            masked += [span.length if needs else 0] * span.tokens
             done, numbers = done + span.tokens, numbers + size
-        return cls(order, access, Pieces(parts, numbers), masked)
+        return cls(order, access, Pieces(parts, numbers))
 
     def positions(self) -> torch.Tensor:
         """Of each token in its row, (t,)."""
@@ -70,12 +68,8 @@ class Ragged:
 
     def mask(self, masks: Masks, positions: torch.Tensor, dtype: torch.dtype) -> Mask:
         """The flat mask, maybe with nothing in it, on the device of ``positions``, which are the tokens'."""
-        size = self.pieces.numbers
-        covered = torch.tensor(self.masked).to(positions.device, non_blocking=True)
-        before = covered.cumsum(0) - covered
-        both = torch.stack([positions, before]).repeat_interleave(covered, dim=1, output_size=size)
-        keys = torch.arange(size, device=positions.device) - both[1]
-        return masks.flat(both[0], keys, dtype)
+        needing = [part for part in self.pieces.parts if part.mask is not None]
+        return masks.flat(needing, positions, self.pieces.numbers, dtype)
 
     def tokens(self) -> torch.Tensor:
         """Where each token of the pass stands among those of the step, whose rows lie in the step's order, (t,)."""

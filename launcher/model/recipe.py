@@ -94,9 +94,17 @@ def recipes(model: Any, checkpoint: Checkpoint) -> dict[str, Recipe]:
         for target, source in ((one, other), (other, one)):
             if target not in made and source in made:
                 made[target] = made[source]
+    missing = state.keys() - made.keys() - set(wrong)
+    optional = model._keys_to_ignore_on_load_missing or ()
+    if any(re.search(pattern, name) for pattern in optional for name in missing):
+        raise NotEndToEnd(
+            f"the model makes up weights that the checkpoint lacks ({min(missing)})",
+            where=checkpoint.where,
+            fix="use strategy sequential",
+        )
     ignored = model._keys_to_ignore_on_load_unexpected or ()
     info = {
-        "missing_keys": state.keys() - made.keys() - set(wrong),
+        "missing_keys": missing,
         "mismatched_keys": wrong,
         "unexpected_keys": {n for n in unexpected if not any(re.search(p, n) for p in ignored)},
         "error_msgs": [],

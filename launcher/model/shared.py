@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -37,18 +38,27 @@ class SharedSum:
     def join(cls, gang: Gang, ranks: list[int], handle: Any) -> SharedSum | None:
         """For the group of ``ranks``, whose process group is ``handle``; None where they are on several hosts or can't
         share memory. All of them must call it at once."""
-        index = ranks.index(gang.rank)
-        with tempfile.TemporaryDirectory(prefix="launcher-", dir=FOLDER) as own:
+        index, size = ranks.index(gang.rank), 2 * len(ranks) * ROOM
+        with contextlib.ExitStack() as stack:
+            own = ""
+            if index == 0:
+                with contextlib.suppress(
+                    OSError
+                ):  # full, or not ours to write: then it is done without
+                    own = stack.enter_context(
+                        tempfile.TemporaryDirectory(prefix="launcher-", dir=FOLDER)
+                    )
+                    _reserve(Path(own) / "sums", size)
+                    (Path(own) / "whole").touch()
             folder = Path(_told(own, ranks[0], index, handle))
-            seen = torch.tensor([folder.is_dir()], dtype=torch.int64)  # hosts may be called alike
+            seen = torch.tensor(
+                [(folder / "whole").is_file()], dtype=torch.int64
+            )  # hosts may be called alike
             dist.all_reduce(seen, dist.ReduceOp.MIN, group=handle)
             if not seen:
                 return None
-            size = 2 * len(ranks) * ROOM
-            descriptor = os.open(folder / "sums", os.O_RDWR | os.O_CREAT, 0o600)
-            os.ftruncate(descriptor, size)
-            memory = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
-            os.close(descriptor)
+            with (folder / "sums").open("r+b") as file:
+                memory = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
             peers = _connected(folder, index, len(ranks), lambda: dist.barrier(group=handle))
             dist.barrier(group=handle)  # the folder goes when all have what is in it
         return cls(memory.view(2, len(ranks), ROOM), index, peers)
@@ -69,6 +79,12 @@ class SharedSum:
             for other in others:
                 part.add_(other)
             self._turn = 1 - self._turn
+
+
+def _reserve(path: Path, size: int) -> None:
+    """A file whose bytes are there: writing to one that only seems so long kills a process when memory is full."""
+    with path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _told(own: str, leader: int, index: int, handle: Any) -> str:

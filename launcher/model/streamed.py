@@ -101,7 +101,8 @@ class Parts:
 
 
 class StreamedStepModel:
-    """Runs the steps of all groups in one sweep over ``parts``. ``on_progress`` is called after each block."""
+    """Runs the steps of all groups in one sweep over ``parts``. ``on_progress`` is called after each step
+    in each block."""
 
     def __init__(self, parts: Parts, device: torch.device, depth: int, recorder: Recorder) -> None:
         self.depth = depth
@@ -153,13 +154,14 @@ class StreamedStepModel:
         self._steps += len(steps)
         for flight in flights:
             flight.hidden = self._parts.embedding.run(flight.step)
+            self.on_progress()
         for block, streamed in zip(self._parts.blocks, self._parts.streamed, strict=True):
             with self._weights(streamed):
                 for group, own in itertools.groupby(flights, lambda flight: flight.step.group):
                     with self._cache(block, group):
                         for flight in own:
                             self._run(block, flight)
-            self.on_progress()
+                            self.on_progress()
         self._finished.extend(flight.hidden.to("cpu") for flight in flights)
         self._timer.poll()
 

@@ -208,7 +208,14 @@ def test_file_that_is_overwritten_under_way(llama: Case, tmp_path: Path) -> None
     model.close()
 
 
-def test_disk_that_is_full(llama: Case) -> None:
+def test_a_cache_on_disk_that_would_be_in_memory_is_refused(llama: Case) -> None:
+    with pytest.raises(LauncherError, match="this folder is in memory") as caught:
+        llama.streamed(WAYS["all spilled"], folder=Path("/dev/shm"))
+    assert "spill_dir" in str(caught.value)
+
+
+def test_disk_that_is_full(llama: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.model.spill._is_memory", lambda _: False)
     model = llama.streamed(WAYS["all spilled"], folder=Path("/dev/shm"))
     full = os.open("/dev/full", os.O_RDWR)
     spill = model._parts.spill
@@ -269,17 +276,18 @@ def test_nothing_of_a_unit_stays_behind(llama: Case) -> None:
 
 def test_figures_count_what_sweeps_read(llama: Case) -> None:
     model = llama.streamed(WAYS["one buffer"])
-    sweeps = 0
+    told = 0
 
     def progress() -> None:
-        nonlocal sweeps
-        sweeps += 1
+        nonlocal told
+        told += 1
 
     model.on_progress = progress
     run(model, llama.text, BATCH)
     weights = sum(slot.recipe.nbytes for unit in model._parts.reader._units for slot in unit.slots)  # type: ignore[union-attr]
-    assert sweeps % (LAYERS + 1) == 0
-    whole = sweeps // (LAYERS + 1)
+    each = 1 + LAYERS + 1  # one step per sweep: embedding, layers, head
+    assert told % each == 0
+    whole = told // each
     read = model.figures()["weights_read_bytes"]
     # Embedding rows come on top, and what was read ahead for a sweep that never came.
     assert whole * weights <= read <= (whole + 1.2) * weights
