@@ -33,14 +33,22 @@ class Text:
 
     ``template`` is ``auto`` (messages through the tokenizer's own template, prompts as they are), ``none``
     (no template: rows with messages fail) or the text of a template, through which prompts go as well, as
-    one message of the user. ``context`` counts prompt and new tokens.
+    one message of the user. ``context`` counts prompt and new tokens; ``vocabulary`` the tokens that the model has an
+    embedding of, None if that is not known.
     """
 
     def __init__(
-        self, tokenizer: Any, *, eos: frozenset[int], context: int, template: str = "auto"
+        self,
+        tokenizer: Any,
+        *,
+        eos: frozenset[int],
+        context: int,
+        template: str = "auto",
+        vocabulary: int | None = None,
     ) -> None:
         self.eos = eos
         self.context = context
+        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._template = template
         self._longest = max(map(len, tokenizer.get_vocab()), default=1)
@@ -71,6 +79,7 @@ class Text:
             eos=_eos(model, config, tokenizer),
             context=min(limit for limit in limits if limit),
             template=template,
+            vocabulary=getattr(config.get_text_config(), "vocab_size", None),
         )
 
     def encode(self, request: Request) -> list[int]:
@@ -90,6 +99,11 @@ class Text:
                 "too_long",
                 f"the prompt has {len(tokens)} tokens; with one new token at least, "
                 f"{self.context} fit (batch.max_length and the model's context)",
+            )
+        if self._vocabulary is not None and max(tokens) >= self._vocabulary:
+            raise RowError(
+                "unknown_token",
+                f"token {max(tokens)} of the prompt is beyond the model's {self._vocabulary}",
             )
         return tokens
 

@@ -28,6 +28,7 @@ CODES = {
     "unsupported_url": "the row asks for an endpoint other than chat completions and completions",
     "unsupported_option": "the body sets an option that has no counterpart here",
     "too_long": "prompt and new tokens are more than the model's context or a slot can hold",
+    "unknown_token": "the tokenizer has tokens that the model has no embedding of, and the prompt uses one",
     "bad_template": "the chat template refuses the messages",
     "not_a_number": "the model's logits are NaN: it overflowed, or its weights are broken",
 }

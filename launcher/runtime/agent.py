@@ -84,7 +84,7 @@ def _attempt(
 ) -> str:
     attempt = meeting.attempt
     world = World(plan.world_size, node.count, node.index, meeting.address, meeting.port)
-    with _told(run, node, meeting):
+    with _told(run, spec, node, meeting):
         child = process.start(
             launch_argv(world, RANK_MODULE, str(run.path)),
             run.log(attempt, f"launch-{node.index:04d}"),
@@ -99,7 +99,11 @@ def _attempt(
         outcome = _final(spec, node, watchdog.gather(outcome), stop)
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
-    finished = coordinator.finish(run)
+    try:
+        finished = coordinator.finish(run)
+    except Exception as error:
+        notify(run, spec, "failed", f"the results can't be written: {error}")
+        raise
     _tell(run, spec, outcome, finished, _near_limit(node, outcome, stop))
     if not finished:
         raise_outcome(outcome)
@@ -108,7 +112,7 @@ def _attempt(
 
 
 @contextlib.contextmanager
-def _told(run: Run, node: Node, meeting: Meeting) -> Iterator[None]:
+def _told(run: Run, spec: JobSpec, node: Node, meeting: Meeting) -> Iterator[None]:
     """An error of the agent itself ends its attempt with that error, for `status` and for the other agents."""
     try:
         yield
@@ -127,6 +131,8 @@ def _told(run: Run, node: Node, meeting: Meeting) -> Iterator[None]:
             conclude(run, meeting.attempt, node.index, outcome)
             if node.index == 0:
                 ledger.end_attempt(run, meeting.attempt, asdict(outcome))
+        if node.index == 0:
+            notify(run, spec, "failed", told.what)
         raise
 
 

@@ -92,6 +92,14 @@ def test_what_does_not_fit_or_is_empty_or_no_unicode() -> None:
     assert caught.value.code == "no_prompt"
 
 
+def test_a_token_that_the_model_does_not_have_is_that_rows_error() -> None:
+    tokens = text().encode(request("QWZ"))
+    assert text(vocabulary=max(tokens) + 1).encode(request("QWZ")) == tokens
+    with pytest.raises(RowError) as caught:
+        text(vocabulary=max(tokens)).encode(request("QWZ"))
+    assert caught.value.code == "unknown_token"
+
+
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
     [
