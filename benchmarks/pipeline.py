@@ -105,7 +105,7 @@ class Work:
 
     @property
     def rows(self) -> int:
-        return 4 * self.slots * max(contender.groups for contender in CONTENDERS)
+        return 3 * self.slots * max(contender.groups for contender in CONTENDERS)
 
     def timeline(self, turn: int, contender: Contender, rank: int) -> Path:
         return self.folder / f"{turn}-{contender}-{rank}"

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from launcher.model.step import Server, StepModel
 
 UNPREDICTED = (
-    "backend tensor_parallel reads the whole checkpoint into host memory first, and its speed is not predicted: "
-    "python -m benchmarks.tensor compares it with transformers' own backend"
+    "backend tensor_parallel reads the whole checkpoint into host memory first, and its speed is not predicted; "
+    "backend transformers was the faster one on CPUs (python -m benchmarks.tensor)"
 )
 
 
