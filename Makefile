@@ -23,7 +23,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.ready           ## every figure in README and docs
-	for name in cli measure ledger engine schedules pipeline; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in cli measure ledger engine attention loading schedules pipeline tensor; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 slurm-packages:                 ## Debian's Slurm, for the dev cluster; says so and goes on where it can't
 	bash slurm/devcluster/install.sh
