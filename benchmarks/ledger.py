@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.process import resident
 from launcher import ledger
 from launcher.input.prompts import build_index
 from launcher.input.results import encode_line
@@ -145,12 +146,6 @@ def claim(folder: Path, rows: int) -> str:
 PHASES = (index, write, fill, scan, merge, verify, claim)
 
 
-def peak_mib() -> int:
-    """This process's peak resident memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -160,7 +155,7 @@ def main() -> None:
     if given.phase:
         phase = next(phase for phase in PHASES if phase.__name__ == given.phase)
         said = phase(given.folder, given.rows)
-        print(f"{said}; CPU {time.process_time():.1f} s; peak {peak_mib()} MiB")
+        print(f"{said}; CPU {time.process_time():.1f} s; peak {resident() >> 20} MiB")
         return
     folder = Path(tempfile.mkdtemp(dir=given.folder))
     print(f"{given.rows:,} rows, on {folder}")

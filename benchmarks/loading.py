@@ -19,15 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.process import drop, resident
+
 LAYERS, TOTAL = (11, 21), 22
 CHUNK = 16 << 20
-
-
-def evict(path: Path) -> None:
-    """Take the file out of the page cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_plainly(file: Path, ranges: list[tuple[int, int]]) -> float:
@@ -71,8 +66,8 @@ def child(how: str, folder: Path) -> None:
     weights = sum(end - begin for begin, end in ranges)
     if how == "library":
         stage.load = load_model
-    evict(file)
-    before, resident = storage_bytes(), _resident("VmRSS")
+    drop([file])
+    before, at_first = storage_bytes(), resident("VmRSS")
     began = time.perf_counter()
     if how == "plain":
         took = read_plainly(file, ranges)
@@ -81,14 +76,9 @@ def child(how: str, folder: Path) -> None:
         for parameter in model.parameters():  # mapped files are read when they are used
             parameter.view(torch.int16).view(-1)[::2048].sum()
         took = time.perf_counter() - began
-    memory = _resident("VmHWM") - resident
+    memory = resident() - at_first
     figures = [took, (storage_bytes() - before) / weights, memory / weights]
     print(json.dumps(figures), flush=True)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ class Work:
     model: Path
     dtype: str
     slots: int
+    chunk: int
     rounds: int
     folder: Path
 
@@ -99,7 +100,7 @@ class Work:
             groups=contender.groups,
             slots=self.slots,
             max_length=PROMPT + NEW,
-            prefill_chunk=PREFILL_CHUNK["cpu"],
+            prefill_chunk=self.chunk,
         )
         return plan.model_copy(update={"batch": batch}), spec
 
@@ -171,12 +172,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=PREFILL_CHUNK["cpu"], help="tokens of a step")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build("100m").to(getattr(torch, options.dtype)).save_pretrained(folder / "model")
-        work = Work(folder / "model", options.dtype, options.slots, options.rounds, folder)
+        work = Work(
+            folder / "model", options.dtype, options.slots, options.chunk, options.rounds, folder
+        )
         for device in work.plan(CONTENDERS[0])[0].devices:
             print(f"stage {device.stage}: layers {device.layers}, {device.weights_bytes} bytes")
         context = multiprocessing.get_context("spawn")

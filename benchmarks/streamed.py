@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.engine import TokenText
 from benchmarks.models import build
+from benchmarks.process import drop
 from launcher.engine.engine import Engine
 from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
@@ -228,14 +229,6 @@ def plain_read(file: Path) -> int:
         while count := opened.readinto(buffer):
             total += count
     return total
-
-
-def drop(files: list[Path]) -> None:
-    """Take the files out of the page cache."""
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def seventy(options: argparse.Namespace, folder: Path) -> None:

@@ -90,12 +90,13 @@ def _step_s(model: Any, rows: int, cached: int, fed: int) -> float:
     batch = Batch(groups=1, slots=rows, max_length=LONGEST, prefill_chunk=LONGEST)
     runner = StageRunner(model, batch)
     if cached:
-        runner.run(_step(rows, 0, cached))
-    step = _step(rows, cached, fed)
+        runner.run(even_step(rows, 0, cached))
+    step = even_step(rows, cached, fed)
     return seconds(lambda: runner.run(step))
 
 
-def _step(rows: int, start: int, count: int) -> Step:
+def even_step(rows: int, start: int, count: int) -> Step:
+    """``count`` tokens of each of ``rows`` rows that hold ``start`` tokens."""
     return Step(
         group=0,
         kind="decode" if count == 1 else "prefill",

@@ -37,16 +37,15 @@ class Engine:
     leave: arithmetic that decoding alone would not use, and no prompt holds the others up for long.
 
     With ``in_rounds`` no group goes on before the steps of all groups are done, as GPipe does it: the stages
-    drain at every token. A model that ``sweeps`` is run so, too.
+    drain at every token. A SweepModel is run so, too.
     """
 
     def __init__(self, model: StepModel, text: Text, batch: Batch, in_rounds: bool = False) -> None:
         self.counters = Counters()
-        self._sweeps = isinstance(model, SweepModel)
         self._model = model
         self._text = text
         self._batch = batch
-        self._in_rounds = in_rounds or self._sweeps
+        self._in_rounds = in_rounds or isinstance(model, SweepModel)
         self._reset()
 
     def run(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool] = lambda: False) -> bool:

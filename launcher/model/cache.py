@@ -32,7 +32,7 @@ class Access(Protocol):
 
 
 @dataclass
-class Ragged:
+class InPlace:
     """Tokens of some rows end to end, ``new`` is (1, heads, sum of counts, width), and attention that finds each
     row by itself: what comes back is all that is stored. The first ``singles`` rows have one token each, the last
     one of theirs; ``starts`` and ``counts`` are those of every row."""

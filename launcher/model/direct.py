@@ -105,16 +105,9 @@ def _read(
         recipe_of[id(state[key])] = recipe
 
     def fill(identity: int) -> None:
-        recipe = recipe_of[identity]
-        value = torch.empty(recipe.numel, dtype=recipe.dtype)
-        files.fill(recipe, value)
-        value = value.view(recipe.shape).to(device)
-        parameter = nn.Parameter(value, requires_grad=False)
+        value = nn.Parameter(files.load(recipe_of[identity], device), requires_grad=False)
         for module, name in targets[identity]:
-            if name in module._parameters:
-                module._parameters[name] = parameter
-            else:
-                module._buffers[name] = value
+            put(module, name, value)
 
     def place(identity: int) -> tuple[str, int]:
         first = recipe_of[identity].sources[0].tensor
@@ -123,3 +116,11 @@ def _read(
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(fill, sorted(recipe_of, key=place)):
             pass
+
+
+def put(module: nn.Module, name: str, value: nn.Parameter) -> None:
+    """Make ``value`` the module's parameter of that name, or its buffer if it is one."""
+    if name in module._parameters:
+        module._parameters[name] = value
+    else:
+        module._buffers[name] = value.data

@@ -94,9 +94,8 @@ STEPS_FORM = Form(
 
 def announce(step: Step, number: int) -> torch.Tensor:
     """``step`` for a rank that computes the same: its tokens and no sampling, as only one rank draws."""
-    valid = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
     told = replace(step, sampling=None)
-    return STEPS_FORM.pack(Message(told, number, step.tokens[valid][:, None]))
+    return STEPS_FORM.pack(Message(told, number, step.valid_tokens()[:, None]))
 
 
 def stop() -> torch.Tensor:

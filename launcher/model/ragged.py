@@ -7,9 +7,8 @@ from itertools import accumulate
 
 import torch
 
-from launcher.model import cache as caches
 from launcher.model.attention import Piece, Pieces
-from launcher.model.cache import SlotCache
+from launcher.model.cache import InPlace, SlotCache
 from launcher.model.masks import Mask, Masks
 from launcher.model.step import Step
 
@@ -24,7 +23,7 @@ class Ragged:
     """
 
     order: list[int]
-    access: caches.Ragged
+    access: InPlace
     pieces: Pieces
 
     @classmethod
@@ -38,7 +37,7 @@ class Ragged:
         groups = [sorted(group, key=rows.__getitem__) for group in groups]
         order = [row for group in groups for row in group]
         order += [row for row in range(len(slots)) if counts[row] > 1]
-        access = caches.Ragged(
+        access = InPlace(
             [rows[row] for row in order],
             [starts[row] for row in order],
             [counts[row] for row in order],

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.model.direct import put
 from launcher.model.recipe import Recipe
 from launcher.model.weight_files import WeightFiles
 
@@ -29,10 +30,7 @@ class Slot:
 
     def put(self, value: torch.Tensor) -> None:
         """Make ``value`` the module's parameter, or its buffer if it is one."""
-        if self.name in self.module._parameters:
-            self.module._parameters[self.name] = nn.Parameter(value, requires_grad=False)
-        else:
-            self.module._buffers[self.name] = value
+        put(self.module, self.name, nn.Parameter(value, requires_grad=False))
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class Unit:
     def load(self, files: WeightFiles, device: torch.device) -> None:
         """Read it for good."""
         for slot in self.slots:
-            value = torch.empty(slot.recipe.numel, dtype=slot.recipe.dtype)
-            files.fill(slot.recipe, value)
-            slot.put(value.view(slot.recipe.shape).to(device))
+            slot.put(files.load(slot.recipe, device))
 
     def fill(self, files: WeightFiles, buffer: torch.Tensor) -> None:
         """Read it into ``buffer``, bytes on the CPU."""

@@ -55,7 +55,7 @@ class StageRunner:
         """
         assert (hidden is None) == self._first, "the first stage takes tokens, others hidden states"
         cache = self._caches[step.group]
-        inputs = _end_to_end(step) if hidden is None else hidden
+        inputs = step.valid_tokens() if hidden is None else hidden
         with torch.inference_mode():
             if self._in_pieces:
                 return self._ragged(cache, step, inputs)
@@ -204,11 +204,6 @@ def _parts(counts: list[int], most: int) -> Iterator[slice]:
             first, held = row, 0
         held += count
     yield slice(first, len(counts))
-
-
-def _end_to_end(step: Step) -> torch.Tensor:
-    """The valid tokens of every row, one row after the other."""
-    return step.tokens[torch.arange(step.tokens.shape[1]) < step.counts[:, None]]
 
 
 def _numbers(counts: list[int]) -> torch.Tensor:

@@ -15,7 +15,8 @@ from torch import nn
 from launcher.job.spec import ModelSpec
 from launcher.model.direct import empty_model
 from launcher.model.stage import (
-    PER_LAYER,
+    check_ends,
+    cut_config,
     decoder_of,
     layers_of,
     name_of,
@@ -49,13 +50,16 @@ class Skeleton:
         self.head_prefixes = (name_of(self.model, norm), name_of(self.model, head))
         prefix = name_of(self.model, getattr(self._decoder, self._layers_name))
         self.layer_prefixes = [f"{prefix}.{number}" for number in range(total)]
-        self._check_ends()
+        _, decoder = self._twin([])
+        setattr(decoder, self._norm_name, nn.Identity())
+        check_ends(decoder, self._layers_name, self.model.dtype, device)
 
     def block(self, first: int, last: int) -> Any:
         """Layers ``first`` to ``last``, both included, which take hidden states and give such: for StageRunner."""
         model, decoder = self._twin(self.layers[first : last + 1])
         setattr(decoder, self._norm_name, nn.Identity())
-        decoder.config = model.config = _cut(self._decoder.config, first, last)
+        decoder.config = model.config = copy.deepcopy(self._decoder.config)
+        cut_config(decoder.config, first, last)
         for number, layer in enumerate(self.layers[first : last + 1]):
             own: list[Any] = list(layer.modules())
             for module in own:
@@ -68,18 +72,6 @@ class Skeleton:
     def head(self) -> Any:
         """What is behind the layers, as a model that takes their hidden states as ``inputs_embeds``."""
         return self._twin([])[0]
-
-    def _check_ends(self) -> None:
-        """Hidden states must enter the first layer as they are given and leave as the last one makes them."""
-        _, decoder = self._twin([])
-        setattr(decoder, self._norm_name, nn.Identity())
-        width = decoder.config.hidden_size
-        given = torch.linspace(-1, 1, width, dtype=self.model.dtype, device=self.device)[None, None]
-        with torch.inference_mode():
-            found = decoder(inputs_embeds=given, use_cache=False).last_hidden_state
-            same = torch.equal(found, given)
-        if not same:
-            raise unsplittable(self.model.config, "it changes hidden states outside of its layers")
 
     def _twin(self, layers: list[nn.Module]) -> tuple[Any, Any]:
         """A model with these layers and its decoder, which share all other modules with the skeleton."""
@@ -94,12 +86,3 @@ def _shallow(module: Any) -> Any:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
-
-
-def _cut(config: Any, first: int, last: int) -> Any:
-    config = copy.deepcopy(config)
-    for name in PER_LAYER:
-        if kinds := getattr(config, name, None):
-            setattr(config, name, kinds[first : last + 1])
-    config.num_hidden_layers = last + 1 - first
-    return config

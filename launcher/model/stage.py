@@ -67,8 +67,8 @@ def load_stage(
     name, kept = layers_of(decoder, len(part))
     # While loading they had their names in the checkpoint; code that runs numbers them from 0.
     setattr(decoder, name, nn.ModuleList(kept))
-    _cut_config(decoder.config, part)
-    _check_ends(model, decoder, name)
+    cut_config(decoder.config, part.first, part.last)
+    check_ends(decoder, name, model.dtype, model.device)
     return model
 
 
@@ -169,11 +169,12 @@ def _drop_ends(model: Any, decoder: Any, layers: str, part: _Part) -> list[str]:
     return dropped
 
 
-def _cut_config(config: Any, part: _Part) -> None:
+def cut_config(config: Any, first: int, last: int) -> None:
+    """Make ``config`` that of layers ``first`` to ``last``, both included."""
     for name in PER_LAYER:
         if kinds := getattr(config, name, None):
-            setattr(config, name, part.of(kinds))
-    config.num_hidden_layers = len(part)
+            setattr(config, name, kinds[first : last + 1])
+    config.num_hidden_layers = last + 1 - first
 
 
 def decoder_of(model: Any) -> Any:
@@ -208,12 +209,12 @@ def name_of(model: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is part)
 
 
-def _check_ends(model: Any, decoder: Any, layers: str) -> None:
-    """Hidden states must enter the first layer as they are given and leave as the last one makes them:
-    without layers the stage does nothing, or what the norm does."""
+def check_ends(decoder: Any, layers: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Hidden states must enter the first layer as they are given and leave as the last one makes them: without its
+    ``layers``, the name of their list, the decoder does nothing, or what its norm does. Raises PreflightError."""
     kept, norm = getattr(decoder, layers), norm_of(decoder, layers) or nn.Identity()
     width = decoder.config.hidden_size
-    given = torch.linspace(-1, 1, width, dtype=model.dtype, device=model.device).view(1, 1, width)
+    given = torch.linspace(-1, 1, width, dtype=dtype, device=device)[None, None]
     setattr(decoder, layers, nn.ModuleList())
     with torch.inference_mode():
         found = decoder(inputs_embeds=given, use_cache=False).last_hidden_state

@@ -42,6 +42,10 @@ class Step:
     counts: torch.Tensor
     sampling: StepSampling | None = None
 
+    def valid_tokens(self) -> torch.Tensor:
+        """(t,): those of every row, one row after the other."""
+        return self.tokens[torch.arange(self.tokens.shape[1]) < self.counts[:, None]]
+
 
 class StepModel(Protocol):
     """A loaded model that runs steps.

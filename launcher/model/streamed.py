@@ -37,9 +37,7 @@ class Embedding:
 
     def run(self, step: Step) -> torch.Tensor:
         """(t, d) for the step's t valid tokens, rows end to end."""
-        counts = step.counts.tolist()
-        tokens = torch.cat([row[:n] for row, n in zip(step.tokens, counts, strict=True)])
-        known, places = tokens.unique(return_inverse=True)
+        known, places = step.valid_tokens().unique(return_inverse=True)
         rows = self._files.rows(self._source, known.tolist(), self._recipe.shape[1])
         weight = rows.to(self._device, self._recipe.dtype)
         self._module.weight = torch.nn.Parameter(weight, requires_grad=False)

@@ -45,6 +45,12 @@ class WeightFiles:
             else:
                 self._read_cast(source, part)
 
+    def load(self, recipe: Recipe, device: torch.device) -> torch.Tensor:
+        """The parameter of ``recipe`` on ``device``. Raises what ``fill`` does."""
+        value = torch.empty(recipe.numel, dtype=recipe.dtype)
+        self.fill(recipe, value)
+        return value.view(recipe.shape).to(device)
+
     def rows(self, source: Source, rows: list[int], width: int) -> torch.Tensor:
         """Rows of ``width`` elements of a tensor, in its own dtype: (len(rows), width)."""
         found = torch.empty(len(rows), width, dtype=source.dtype)

@@ -13,10 +13,8 @@ from launcher.records import Demand
 # and its special tokens take so many more.
 TEMPLATE_TOKENS = 256
 MOST_SLOTS = {"cuda": 256, "cpu": 32}  # more sequences hardly add tokens per second
-PREFILL_CHUNK = {
-    "cuda": 512,
-    "cpu": 256,
-}  # tokens of a step, those of sequences that decode included
+# Tokens of a step, those of sequences that decode included.
+PREFILL_CHUNK = {"cuda": 512, "cpu": 256}
 
 
 def largest_batch(

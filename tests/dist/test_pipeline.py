@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from adder import prompt_rows
-from jobs import command, journaled, launcher, texts, wait_for, write_job
+from jobs import command, journaled, launcher, mixed_rows, texts, wait_for, write_job
 
 from launcher.runtime import process
 
@@ -22,25 +22,17 @@ PARTS = ("busy", "transfer", "weights", "bubble", "host_gap", "no_work")
 TWO = {"strategy": "pipeline", "stages": 2}
 
 
-def rows(count: int) -> list[dict[str, Any]]:
-    """Sums, every fourth of them sampled rather than taken greedily."""
-    found = prompt_rows(count)
-    for number in range(0, count, 4):
-        found[number] |= {"temperature": 1.5, "top_p": 0.9, "seed": number}
-    return found
-
-
 @pytest.fixture(scope="module")
 def unsplit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the model says when it is whole."""
     folder = tmp_path_factory.mktemp("unsplit")
-    spec = write_job(folder, rows(MANY), batch={"slots": 32})
+    spec = write_job(folder, mixed_rows(MANY), batch={"slots": 32})
     launcher("run", spec, "--run-dir", folder / "run")
     return texts(folder / "run")
 
 
 def first(all_texts: dict[str, str], count: int) -> dict[str, str]:
-    return {row["id"]: all_texts[row["id"]] for row in rows(count)}
+    return {row["id"]: all_texts[row["id"]] for row in mixed_rows(count)}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +43,7 @@ def test_texts_are_those_of_the_whole_model(
 ) -> None:
     spec = write_job(
         tmp_path,
-        rows(ROWS),
+        mixed_rows(ROWS),
         parallel={**TWO, "schedule": schedule},
         batch={"slots": 4, "groups": groups, "prefill_chunk": 5},
     )
@@ -66,7 +58,7 @@ def test_texts_are_those_of_the_whole_model(
 
 
 def test_two_replicas_of_two_stages(tmp_path: Path, unsplit: dict[str, str]) -> None:
-    spec = write_job(tmp_path, rows(MANY), parallel={**TWO, "replicas": 2})
+    spec = write_job(tmp_path, mixed_rows(MANY), parallel={**TWO, "replicas": 2})
     launcher("run", spec, "--run-dir", tmp_path / "run")
     assert texts(tmp_path / "run") == unsplit
     assert [p.name[-10:] for p in sorted((tmp_path / "run" / "journals").glob("w*"))] == [
@@ -104,7 +96,7 @@ def test_a_killed_stage_is_named_and_resume_completes(
     victim: int, tmp_path: Path, unsplit: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
-    running = start(write_job(tmp_path, rows(MANY), parallel=TWO), run)
+    running = start(write_job(tmp_path, mixed_rows(MANY), parallel=TWO), run)
     processes = pids(run)
     os.kill(processes[victim], signal.SIGKILL)
     _, said = running.communicate(timeout=60)
@@ -120,7 +112,7 @@ def test_interrupt_drains_all_stages_and_resume_goes_on(
     tmp_path: Path, unsplit: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
-    running = start(write_job(tmp_path, rows(MANY), parallel=TWO), run)
+    running = start(write_job(tmp_path, mixed_rows(MANY), parallel=TWO), run)
     processes = pids(run)
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)

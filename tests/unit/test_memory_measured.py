@@ -9,9 +9,9 @@ import torch
 from models import random_model, small_config
 from torch.profiler import ProfilerActivity, profile
 
+from launcher.bench.layers import even_step
 from launcher.model.packed import PackedLinear, pack_linears
 from launcher.model.runner import StageRunner
-from launcher.model.step import Step
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.memory import Model, shares
 from launcher.plan.plan import Batch
@@ -36,18 +36,6 @@ KINDS: dict[str, dict[str, Any]] = {
 BATCH = Batch(groups=1, slots=12, max_length=512, prefill_chunk=128)
 
 
-def step(rows: int, start: int, count: int) -> Step:
-    return Step(
-        group=0,
-        kind="decode" if count == 1 else "prefill",
-        slots=torch.arange(rows),
-        tokens=torch.ones(rows, count, dtype=torch.int64),
-        starts=torch.full((rows,), start),
-        counts=torch.full((rows,), count),
-        sampling=None,
-    )
-
-
 def most_held(run: Any) -> int:
     """The most bytes that are allocated at once while ``run`` runs, beyond what there was before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
@@ -68,8 +56,8 @@ def test_peak_is_as_predicted(kind: str) -> None:
     pack_linears(model)
     runner = StageRunner(model, BATCH)
     for first in range(0, BATCH.max_length - BATCH.prefill_chunk, BATCH.prefill_chunk):
-        runner.run(step(BATCH.slots, first, BATCH.prefill_chunk))
-    runner.run(step(1, 384, 127))
+        runner.run(even_step(BATCH.slots, first, BATCH.prefill_chunk))
+    runner.run(even_step(1, 384, 127))
     cached = sum(
         tensor.nbytes
         for layer in runner.cache(0).layers
@@ -77,8 +65,8 @@ def test_peak_is_as_predicted(kind: str) -> None:
         if tensor is not None
     )
     held = max(
-        most_held(lambda: runner.run(step(BATCH.slots, 480, 1))),
-        most_held(lambda: runner.run(step(1, 383, BATCH.prefill_chunk))),
+        most_held(lambda: runner.run(even_step(BATCH.slots, 480, 1))),
+        most_held(lambda: runner.run(even_step(1, 383, BATCH.prefill_chunk))),
     )
     checkpoint = Checkpoint.from_config(config.to_dict())
     attention = "eager" if kind == "gemma2" else "sdpa"
