@@ -1,7 +1,7 @@
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint check format bench slurm-packages browser clean
+.PHONY: demo test lint check format bench soak slurm-packages browser clean
 
 demo: $(VENV)/.ready            ## set up, then run a real job on this machine's CPU
 	$(BIN)/launcher run configs/demo.yaml
@@ -23,7 +23,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.ready           ## every figure in README and docs
-	for name in cli measure ledger engine attention loading schedules pipeline tensor; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in cli measure ledger engine attention loading schedules pipeline tensor score; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+soak: $(VENV)/.ready            ## an hour of random specs and faults; from a printed seed
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py
 
 slurm-packages:                 ## Debian's Slurm, for the dev cluster; says so and goes on where it can't
 	bash slurm/devcluster/install.sh

@@ -27,6 +27,24 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 16000,
         "tie_word_embeddings": True,
     },
+    "25m": {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 16000,
+        "tie_word_embeddings": True,
+    },
+    "400m": {  # of wide layers, and a head of its own
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 14,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 16000,
+        "tie_word_embeddings": False,
+    },
     "1.1b": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -37,11 +55,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-DTYPES = {"88m": torch.float32, "100m": torch.float32, "1.1b": torch.bfloat16}
+DTYPES = dict.fromkeys(SIZES, torch.float32) | {"1.1b": torch.bfloat16}
 
 
 def build(size: str) -> LlamaForCausalLM:
-    """The llama of that size, in fp32 (88m) or bf16 (1.1b), with no token that ends a text."""
+    """The llama of that size, in its dtype, with no token that ends a text."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **SIZES[size],

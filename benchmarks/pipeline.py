@@ -1,7 +1,7 @@
 """Tokens per second of a llama of about 100M over two ranks with one thread each: schedules against each other
 and against the unsplit model on one thread, as ratios in one run.
 
-    python -m benchmarks.pipeline [--dtype float32|bfloat16] [--slots 16] [--rounds 3]
+    python -m benchmarks.pipeline [--dtype float32|bfloat16] [--slots 16] [--rounds 3] [--chunk N]
 
 Contenders take turns over the same rows, with the same number of sequences per group; the figure is the
 median over the rounds of the ratio within a round. Layers are where `launcher plan` puts them.
@@ -29,7 +29,6 @@ from launcher.measure.bubble import account, shares
 from launcher.measure.spans import Recorder, clock
 from launcher.measure.timeline import read_timelines
 from launcher.model.gang import Gang
-from launcher.plan.batching import PREFILL_CHUNK
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Batch, Plan
@@ -75,7 +74,7 @@ class Work:
     model: Path
     dtype: str
     slots: int
-    chunk: int
+    chunk: int | None
     rounds: int
     folder: Path
 
@@ -100,7 +99,7 @@ class Work:
             groups=contender.groups,
             slots=self.slots,
             max_length=PROMPT + NEW,
-            prefill_chunk=self.chunk,
+            prefill_chunk=self.chunk or plan.batch.prefill_chunk,
         )
         return plan.model_copy(update={"batch": batch}), spec
 
@@ -116,7 +115,7 @@ def rank_main(rank: int, port: int, work: Work, results: Any) -> None:
     """One of the two ranks: all contenders, in turns."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, 2, 7, 60.0)
+    gang = Gang.join(rank, 2, b"key", 60.0)
     for turn in range(work.rounds + 1):  # the first one warms up
         for contender in CONTENDERS:
             if rank < contender.stages:
@@ -143,7 +142,8 @@ def run(gang: Gang, work: Work, turn: int, contender: Contender) -> tuple[float,
             model.serve(lambda _: None)
             return 0.0, []
         draw = torch.Generator().manual_seed(0)
-        prompts = torch.randint(1, 16000, (work.rows, PROMPT), generator=draw).tolist()
+        rows = work.rows if turn else contender.groups  # the first turn only warms up
+        prompts = torch.randint(1, 16000, (rows, PROMPT), generator=draw).tolist()
         requests = iter(
             Request(row, str(row), Sampling(max_new_tokens=NEW), " ".join(map(str, prompt)))
             for row, prompt in enumerate(prompts)
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--chunk", type=int, default=PREFILL_CHUNK["cpu"], help="tokens of a step")
+    parser.add_argument("--chunk", type=int, help="tokens of a step; else the plan's")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

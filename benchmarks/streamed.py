@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--airllm", metavar="PYTHON", help="of an environment that has AirLLM")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.memory = options.memory or {"seventy": "4GiB"}.get(options.what, "1200MiB")
+    options.memory = options.memory or {"seventy": "4GiB"}.get(options.what, "1400MiB")
     with tempfile.TemporaryDirectory() as folder:
         {"speed": speed, "cold": cold, "seventy": seventy}[options.what](options, Path(folder))
 

@@ -131,7 +131,7 @@ def rank_main(rank: int, port: int, work: Work, results: Any) -> None:
     """One rank. While a contender without it runs, it waits."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, work.degree, 7, 600.0)
+    gang = Gang.join(rank, work.degree, b"key", 600.0)
     library = AutoModelForCausalLM.from_pretrained(
         work.model,
         dtype=getattr(torch, work.dtype),

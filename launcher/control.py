@@ -7,15 +7,18 @@ import os
 import time
 
 from launcher import ledger, state
+from launcher.disk import private
 from launcher.errors import Busy
 from launcher.job.load import load_resolved
 from launcher.plan.plan import Plan
 from launcher.run import Run, create_exclusive, read_json, request_drain
+from launcher.runtime import process
 from launcher.schedulers import local, slurm
 
 CANCEL_POLL_S = 0.2
 
 
+@private()
 def start_on_slurm(run: Run) -> list[str]:
     """Queue the run's worlds; the job ids. Raises SlurmRefused."""
     _take_start(run)
@@ -23,6 +26,7 @@ def start_on_slurm(run: Run) -> list[str]:
     return slurm.submit(run, load_resolved(run.job), plan)
 
 
+@private()
 def start_here(run: Run) -> local.LocalJob:
     """Start the run's agent as a child of this process. Raises Busy if somebody else is starting the run."""
     _take_start(run)
@@ -30,36 +34,40 @@ def start_here(run: Run) -> local.LocalJob:
 
 
 def _take_start(run: Run) -> None:
-    """Let one process alone go on; what ranks that died had claimed is then free. Raises Busy for the others."""
-    number = len(list(run.attempts.glob("start-*.json"))) + 1
-    who = json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "time": time.time()})
-    if not create_exclusive(run.start(number), who + "\n"):
-        raise Busy(
-            "somebody else is starting the run",
-            where=str(run.path),
-            fix=f"launcher status {run.path}",
-        )
+    """Let one process alone go on, and only where nobody is at the run; what ranks that died had claimed is then
+    free. Raises Busy for the others, and says who it is."""
+    number = (
+        run.starts() + 1
+    )  # before the look: whoever starts the run after it has taken this number
+    found = state.stand(run)
+    if state.alive(found):
+        jobs = f"jobs {', '.join(found.jobs)}" if found.jobs else None
+        raise _busy(run, f"the run is {found.state}", jobs or state.starter(run))
+    me = os.getpid()
+    who = {"host": os.uname().nodename, "pid": me, "pid_started": process.start_time(me)}
+    if not create_exclusive(run.start(number), json.dumps({**who, "time": time.time()}) + "\n"):
+        raise _busy(run, "somebody else is starting the run", state.who_took(run, number))
     _end_attempts(run)
 
 
-def ready_to_resume(run: Run) -> str | None:
-    """The scheduler to resume with; None if the run is complete. Raises Busy if somebody is at it."""
+def _busy(run: Run, what: str, who: str | None) -> Busy:
+    fix = f"launcher status {run.path}, or launcher cancel {run.path} first"
+    return Busy(what, where=str(run.path), cause=who, fix=fix)
+
+
+def scheduler_to_resume(run: Run) -> str | None:
+    """Where the run goes on; None if it is complete."""
     if run.manifest.exists():
         return None
-    found = state.look(run)
-    if state.alive(found):
-        raise Busy(
-            f"the run is {found.state}",
-            where=str(run.path),
-            cause=f"jobs {', '.join(found.jobs)}",
-            fix=f"launcher status {run.name}, or launcher cancel {run.name} first",
-        )
-    return found.scheduler or "local"
+    planned = "slurm" if read_json(run.plan)["script"] else "local"
+    return str((read_json(run.jobs) or {"scheduler": planned})["scheduler"])
 
 
+@private()
 def cancel(run: Run) -> list[str]:
     """Drain the run's live attempts, then take its jobs away; the jobs that were stopped."""
-    found = state.look(run)
+    _request_drains(run)  # first of all: the scheduler may take its time
+    found = state.stand(run)
     jobs = [job for job, word in found.jobs.items() if word in ("running", "pending", "unknown")]
     if not jobs:
         return []
@@ -69,12 +77,12 @@ def cancel(run: Run) -> list[str]:
         scheduler.stop(waiting)
     deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
     while time.monotonic() < deadline:
-        for attempt in run.list_attempts():  # every time: one may open only now
-            if not run.attempt_file(attempt, "ended").exists():
-                request_drain(run, attempt, "launcher cancel")
-        found = state.look(run)
+        _request_drains(run)  # every time: an attempt may open only now
+        found = state.stand(run)
         if not state.alive(found):
             return jobs
+        if found.state == "unknown" and all(entry["outcome"] for entry in found.attempts):
+            break  # the scheduler does not answer, and the run directory has no more to say
         time.sleep(CANCEL_POLL_S)
     left = [job for job, word in found.jobs.items() if word != "gone"]
     scheduler.stop(left)
@@ -82,6 +90,12 @@ def cancel(run: Run) -> list[str]:
         # An agent of a host that is gone or was renamed; its ranks gave no sign of life all this time.
         _end_attempts(run)
     return jobs
+
+
+def _request_drains(run: Run) -> None:
+    for attempt in run.list_attempts():
+        if not run.attempt_file(attempt, "ended").exists():
+            request_drain(run, attempt, "launcher cancel")
 
 
 def _end_attempts(run: Run) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher import crash
+
 STALE_TRIES = 5
+PRIVATE = 0o077  # umask: what is made is its owner's alone
 
 
 def read_json(path: Path) -> Any:
@@ -36,16 +39,33 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 @contextlib.contextmanager
+def private() -> Iterator[None]:
+    """What is made in the block is its owner's alone, whatever the umask; also a decorator.
+
+    The umask is the whole process's: this is for processes whose other threads make no files meanwhile.
+    """
+    before = os.umask(PRIVATE)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
     temporary = _beside(path)
     try:
         yield temporary
+        crash.point("written", path)
         if durable:
             sync_file(temporary)
+            crash.point("synced", path)
         temporary.replace(path)
+        crash.point("renamed", path)
         if durable:
             sync_file(path.parent)
+            crash.point("published", path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,14 +75,27 @@ def create_exclusive(path: Path, text: str) -> bool:
     temporary = _beside(path)
     try:
         temporary.write_text(text)
+        crash.point("written", path)
         sync_file(temporary)
+        crash.point("synced", path)
         try:
             os.link(temporary, path)  # unlike O_EXCL, nobody ever sees the file empty
         except FileExistsError:
             return path.samefile(temporary)  # NFS may have lost the answer to a link that was made
+        crash.point("linked", path)
+        sync_file(path.parent)
+        crash.point("created", path)
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers of this host that were killed have left in ``folder``."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        pid = path.name.split(".")[-3]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

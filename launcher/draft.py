@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from launcher import environ, submit
+from launcher import environ, prepare
 from launcher.disk import publish, write_json
 from launcher.errors import DoesNotFit, Problem, SpecError, UsageError
 from launcher.job.load import json_schema
@@ -54,7 +54,7 @@ def write_example(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_spec(target: Path, answers: Answers) -> submit.Planned:
+def write_spec(target: Path, answers: Answers) -> prepare.Planned:
     """Write the spec at ``target`` if it plans: with as many copies of the model as use the machines best.
 
     Raises UsageError, SpecError or PreflightError for answers that make no spec, DoesNotFit for one that does not
@@ -63,7 +63,7 @@ def write_spec(target: Path, answers: Answers) -> submit.Planned:
     schema = _schema()
     target.parent.mkdir(parents=True, exist_ok=True)
     with publish(target) as draft, _named(draft, target):
-        found: list[tuple[int, submit.Planned]] = []
+        found: list[tuple[int, prepare.Planned]] = []
         for copies in _copies(answers):
             draft.write_text(compose(target.stem, answers, copies, schema), encoding="utf-8")
             with contextlib.suppress(UsageError) if found else contextlib.nullcontext():
@@ -120,8 +120,8 @@ def _copies(answers: Answers) -> list[int]:
     return [1, *(n for n in range(2, gpus + 1) if gpus % n == 0)]
 
 
-def _plan(draft: Path, answers: Answers) -> submit.Planned:
-    return submit.plan_job(draft, [], here=not answers.slurm, say=lambda _: None, fetch=False)
+def _plan(draft: Path, answers: Answers) -> prepare.Planned:
+    return prepare.plan_job(draft, [], here=not answers.slurm, say=lambda _: None, fetch=False)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,19 @@ TRAVEL = (
     *("LMOD_CMD", "LMOD_DIR", "LMOD_PKG", "BASH_FUNC_module%%", "BASH_FUNC_ml%%", "SLURM_CONF"),
     *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
 )
+
+
+# Variables that hold a secret, by their names.
+_SECRET = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$", re.IGNORECASE
+)
+LEAST_SECRET = 8  # letters: what is shorter could be any word
+
+
+def secrets() -> list[str]:
+    """What this process's environment holds under the name of a secret, such as HF_TOKEN, the longest first."""
+    held = {value.strip() for name, value in os.environ.items() if _SECRET.search(name)}
+    return sorted((value for value in held if len(value) >= LEAST_SECRET), key=len, reverse=True)
 
 
 def travelling(names: Iterable[str]) -> list[str]:
@@ -96,15 +110,19 @@ def rank() -> RankEnv:
     )
 
 
-def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict[str, str]:
-    """The environment of `accelerate launch` and so of its ranks. ``own`` is added last."""
+def for_launch(
+    attempt: str, interface: str | None, own: dict[str, str], *, script: bool = False
+) -> dict[str, str]:
+    """The environment of `accelerate launch` and so of its ranks. ``own`` is added last. A ``script`` of the user's
+    may ask the hub, and settles such things itself."""
     env = dict(os.environ)
     for name in [name for name in env if name.startswith("ACCELERATE_")]:
         del env[name]  # a user's accelerate settings would silently change what is started
     env["LAUNCHER_ATTEMPT"] = attempt
-    # The model is resolved before anything is queued; compute nodes have no network to ask.
-    env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
-    env["TOKENIZERS_PARALLELISM"] = "false"  # it deadlocks in processes that fork later
+    if not script:
+        # The model is resolved before anything is queued; compute nodes have no network to ask.
+        env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
+        env["TOKENIZERS_PARALLELISM"] = "false"  # it deadlocks in processes that fork later
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONSAFEPATH"] = "1"  # nothing is imported from the working directory
     if interface is not None:
@@ -112,6 +130,19 @@ def for_launch(attempt: str, interface: str | None, own: dict[str, str]) -> dict
         env.setdefault("GLOO_SOCKET_IFNAME", interface)
         env.setdefault("NCCL_SOCKET_IFNAME", interface)
     env.update(own)
+    return env
+
+
+def for_script(own: dict[str, str], *, cpu: bool) -> dict[str, str]:
+    """The environment of a user's script: what `accelerate launch` made of this process's, and ``own``."""
+    env = {**os.environ, **own}
+    env.pop("PYTHONSAFEPATH", None)  # a script imports the files beside it
+    if "MASTER_ADDR" not in env:  # a world of one: plain `accelerate launch` does not say so either
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            env.pop(name, None)
+    if cpu:
+        env["ACCELERATE_USE_CPU"] = "true"  # without it, ranks without GPUs do not find each other
+        env["CUDA_VISIBLE_DEVICES"] = ""
     return env
 
 
@@ -153,6 +184,11 @@ def show_gpus(indices: tuple[int, ...]) -> None:
             fix="compare resources.gpus_per_node with `scontrol show job`",
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in indices)
+
+
+def crash_point() -> str | None:
+    """Where a test wants this process to die; see crash.py."""
+    return os.environ.get("LAUNCHER_CRASH")
 
 
 def state_home() -> Path:

@@ -127,6 +127,10 @@ class RunFailed(LauncherError):
     exit_code = 75
 
 
+class NodeLost(RunFailed):
+    """A node of the run does not answer any more; a Slurm job goes back into the queue."""
+
+
 class PeerLost(RunFailed):
     """The connection to another rank of this rank's replica broke: mostly that rank is the one to ask why."""
 

@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off."""
+    """How one request is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off. ``logprobs``: tell
+    the log-probability of each token, and those of so many likeliest ones; None tells nothing."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -16,13 +17,15 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class Request:
     """One input row. Exactly one of ``prompt`` and ``messages`` is set. ``index`` counts rows from 0.
 
-    ``tools`` are for the chat template; with ``echo`` the text of the result begins with the prompt.
+    ``tools`` are for the chat template; with ``echo`` the text of the result begins with the prompt. A row to score
+    has ``continuations``, and its prompt may be empty.
     """
 
     index: int
@@ -32,16 +35,35 @@ class Request:
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     echo: bool = False
+    continuations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished row. ``finish_reason`` is ``stop`` (end of text or a stop string) or ``length``."""
+    """A finished row. ``finish_reason`` is ``stop`` (end of text or a stop string) or ``length``. ``logprobs`` has an
+    entry for each token of the text, as OpenAI's chat completions have it, where the row asked for them."""
 
     index: int
     id: str
     text: str
     finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row that was scored. Each of ``scores``, one per continuation, has the sum (``logprob``) and the mean of its
+    tokens' log-probabilities, these themselves (``tokens``) and the tokens (``token_ids``). ``best`` and ``best_mean``
+    are the numbers of the continuations with the largest. ``completion_tokens`` counts those of all continuations.
+    """
+
+    index: int
+    id: str
+    scores: list[dict[str, Any]]
+    best: int
+    best_mean: int
     prompt_tokens: int
     completion_tokens: int
 
@@ -102,7 +124,11 @@ class RankStatus:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the input asks of a plan. ``exact`` is False where only the head of the input was read."""
+    """What the input asks of a plan. ``exact`` is False where only the head of the input was read.
+
+    Rows to score draw nothing: their continuations are read as their prompts are. ``max_new_tokens`` is then the room
+    that continuations need in a slot, and ``scored_bytes`` what a row's continuations have together, on average.
+    """
 
     rows: int
     longest_prompt_bytes: int
@@ -112,3 +138,4 @@ class Demand:
     sample: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     excerpts: tuple[str, ...] = field(default=(), compare=False, repr=False)
     bytes_per_token: float | None = field(default=None, compare=False)
+    scored_bytes: float = field(default=0.0, compare=False)

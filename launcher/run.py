@@ -10,6 +10,7 @@ import json
 import time
 from pathlib import Path
 
+from launcher import crash
 from launcher.disk import create_exclusive, publish, read_json, sync_file, write_json
 from launcher.errors import Busy, UsageError
 from launcher.records import Attempt
@@ -57,6 +58,9 @@ class Run:
             ) from None
         for folder in ("input", "journals", "claims", "attempts", "logs", "timeline", "status"):
             (run.path / folder).mkdir(mode=0o700)
+        crash.point("made", run.path)
+        sync_file(run.path.parent)
+        crash.point("synced", run.path)
         return run
 
     @classmethod
@@ -92,6 +96,26 @@ class Run:
         return self.path / "input"
 
     @property
+    def weights(self) -> Path:
+        """What was seen of the checkpoint's files when they were verified; not there if nobody asked for that."""
+        return self.path / "weights.json"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the run has an input; a script's has not."""
+        return any(self.input.iterdir())
+
+    @property
+    def accelerate(self) -> Path:
+        """The config file of a script's `accelerate launch`."""
+        return self.path / "accelerate.json"
+
+    @property
+    def files(self) -> Path:
+        """What a script keeps over restarts: its checkpoints, its results."""
+        return self.path / "files"
+
+    @property
     def jobs(self) -> Path:
         """What the scheduler was given: {"scheduler", "jobs": [...], "host", ...}; rewritten by resume."""
         return self.path / "jobs.json"
@@ -99,6 +123,11 @@ class Run:
     def start(self, number: int) -> Path:
         """Exclusive creation of it lets one process alone start the run for the ``number``-th time."""
         return self.attempts / f"start-{number:04d}.json"
+
+    def starts(self) -> int:
+        """The number of the latest start; 0 before the first."""
+        found = (path.stem.rpartition("-")[2] for path in self.attempts.glob("start-*.json"))
+        return max((int(number) for number in found), default=0)
 
     @property
     def submitit(self) -> Path:
@@ -211,6 +240,13 @@ class Run:
     def status(self, attempt: Attempt, rank: int) -> Path:
         return self.path / "status" / f"{attempt.name}-r{rank:04d}.json"
 
+    def progress(self, attempt: Attempt, rank: int) -> Path:
+        """Where a script may write how many steps it has done."""
+        return self.path / "status" / f"{attempt.name}-r{rank:04d}.steps"
+
+    def list_progress(self, attempt: Attempt) -> list[Path]:
+        return sorted((self.path / "status").glob(f"{attempt.name}-r*.steps"))
+
     def statuses(self, attempt: Attempt) -> list[Path]:
         return sorted((self.path / "status").glob(f"{attempt.name}-r*.json"))
 
@@ -236,11 +272,11 @@ class Run:
 
 
 def check_path(path: Path) -> None:
-    """Raises UsageError for a path that sbatch would read as more than a path: it fills in %j and the like, and
-    a line break would end the option that it stands in."""
-    if any(ord(letter) < 32 or letter in "%\x7f" for letter in str(path)):
+    """Raises UsageError for a path that sbatch would read as more than a path: it fills in %j and the like, a
+    backslash keeps it from doing so, and a line break would end the option that it stands in."""
+    if any(ord(letter) < 32 or letter in "%\\\x7f" for letter in str(path)):
         raise UsageError(
-            f"a run directory's path can't hold control characters or %: {str(path)!r}",
+            f"a run directory's path can't hold control characters, % or backslashes: {str(path)!r}",
             fix="choose another output.dir, --run-dir or working directory",
         )
 

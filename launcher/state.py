@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from launcher import ledger
 from launcher.errors import LauncherError
 from launcher.records import Attempt
+from launcher.report.sofar import stragglers
 from launcher.run import Run, read_json
+from launcher.runtime import process
 from launcher.schedulers import local, slurm
 
+Known = Mapping[str, str]  # what schedulers said of jobs: queued, running ...
+NOTHING: Known = MappingProxyType({})
+SCHEDULERS = {"local": local, "slurm": slurm}
+UNREADABLE = (LauncherError, OSError, ValueError, LookupError, TypeError)  # of a broken run
 SUBMITTING_S = 120.0  # that long somebody may be inside sbatch
 FRESH_S = 30.0  # a rank writes its status twice a second; a shared filesystem may show it late
 
@@ -32,59 +42,115 @@ class RunState:
     attempts: list[dict[str, Any]]
     ranks: list[dict[str, Any]]
     failure: dict[str, Any] | None
+    stragglers: dict[str, str] = field(default_factory=dict)  # attempt-rank: what is wrong with it
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def look(run: Run, finished: ledger.Finished | None = None) -> RunState:
-    """The state of ``run`` now. ``finished``: kept between looks, it reads only what was added to the journals."""
+@dataclass(frozen=True)
+class Standing:
+    """Who is at a run, without its rows: ``state`` and the fields that RunState has of the same names."""
+
+    state: str
+    scheduler: str | None
+    jobs: dict[str, str]
+    attempts: list[dict[str, Any]]
+    ranks: list[dict[str, Any]]
+    failure: dict[str, Any] | None
+
+
+def stand(run: Run, known: Known = NOTHING) -> Standing:
+    """Who is at ``run`` now. The scheduler is asked for its jobs where they are not all in ``known``."""
     given = read_json(run.jobs) or {}
     attempts = [_attempt(run, attempt) for attempt in run.list_attempts()]
     latest = {entry["world"]: entry for entry in attempts}
     live = [entry for entry in latest.values() if entry["outcome"] is None]
     ranks = [status for entry in live for status in _ranks(run, entry["name"])]
-    manifest = read_json(run.manifest)
-    jobs = {} if manifest else _job_states(given)
+    complete = run.manifest.exists()
+    jobs = {} if complete else _job_states(given, known)
     ended = [entry["error"] for entry in latest.values() if entry["error"]]
-    rows = _rows(run, manifest, finished)
-    speed = _speed(ranks) if live and not manifest else None
+    if complete:
+        word = "complete"
+    elif starter(run, given):
+        word = "queued"
+    else:
+        word = _word(given, jobs, live, ended, ranks)
+    failure = ended[-1] if ended and not complete else None
+    return Standing(word, given.get("scheduler"), jobs, attempts, ranks, failure)
+
+
+def look(run: Run, finished: ledger.Finished | None = None, known: Known = NOTHING) -> RunState:
+    """The state of ``run`` now. ``finished``: kept between looks, it reads only what was added to the journals."""
+    found = stand(run, known)
+    rows = _rows(run, read_json(run.manifest), finished)
+    speed = _speed(found.ranks) if found.state != "complete" else None
     return RunState(
         run=run.name,
         path=str(run.path),
-        state="complete" if manifest else _word(given, jobs, live, ended, ranks),
         rows=rows,
         tokens_per_s=speed,
-        eta_s=_eta(rows, ranks) if speed else None,
-        scheduler=given.get("scheduler"),
-        jobs=jobs,
-        attempts=attempts,
-        ranks=ranks,
-        failure=ended[-1] if ended and manifest is None else None,
+        eta_s=_eta(rows, found.ranks) if speed else None,
+        stragglers={
+            f"{attempt}-r{rank:04d}": why
+            for (attempt, rank), why in stragglers(found.ranks, time.time()).items()
+        },
+        **vars(found),
     )
 
 
-def look_or_broken(run: Run) -> RunState:
+def look_all(runs: Sequence[Run]) -> list[RunState]:
+    """The states of many runs, squeue asked once for all of them; a run that can't be read is ``broken``."""
+    jobs: list[str] = []
+    for run in runs:
+        with contextlib.suppress(*UNREADABLE):
+            given = read_json(run.jobs)
+            if given and given["scheduler"] == "slurm" and not run.manifest.exists():
+                jobs += given["jobs"]
+    known = slurm.states(jobs) if jobs else NOTHING
+    return [_look_or_broken(run, known) for run in runs]
+
+
+def _look_or_broken(run: Run, known: Known) -> RunState:
     """As ``look``; a run that can't be read is ``broken``, with the reason as its failure."""
     try:
-        return look(run)
-    except (LauncherError, OSError, ValueError, LookupError, TypeError) as error:
+        return look(run, known=known)
+    except UNREADABLE as error:
         told = (
             error
             if isinstance(error, LauncherError)
             else LauncherError(f"can't be read: {error!r}")
         )
         rows = {"total": 0, "done": 0, "failed": 0}
-        nothing: dict[str, Any] = {
-            "jobs": {},
-            "attempts": [],
-            "ranks": [],
-            "failure": told.as_dict(),
-        }
-        return RunState(run.name, str(run.path), "broken", rows, None, None, None, **nothing)
+        nothing = Standing("broken", None, {}, [], [], told.as_dict())
+        return RunState(
+            run.name, str(run.path), rows=rows, tokens_per_s=None, eta_s=None, **vars(nothing)
+        )
 
 
-def alive(state: RunState) -> bool:
+def starter(run: Run, given: dict[str, Any] | None = None) -> str | None:
+    """Who has begun to start the run and has not yet noted its jobs; None if nobody, or nobody any more."""
+    given = read_json(run.jobs) or {} if given is None else given
+    number = run.starts()
+    noted = given.get("start", number if given else 0)
+    who = read_json(run.start(number)) if number else None
+    if who is None or (noted >= number and not given.get("submitting")):
+        return None
+    here = who["host"] == socket.gethostname()
+    gone = here and process.start_time(who["pid"]) != who["pid_started"]
+    # Its sbatch may outlive it.
+    if time.time() - who["time"] > SUBMITTING_S or (gone and not given.get("submitting")):
+        return None
+    return who_took(run, number)
+
+
+def who_took(run: Run, number: int) -> str:
+    """The process that starts, or started, the run for the ``number``-th time."""
+    who = read_json(run.start(number))
+    return f"process {who['pid']} on {who['host']}"
+
+
+def alive(state: RunState | Standing) -> bool:
     """Whether somebody works, or will work by itself, on the run."""
     return state.state in ("queued", "running", "unknown")
 
@@ -100,10 +166,9 @@ def scheduler_of(run: Run) -> Any:
 
 
 def _scheduler(name: str) -> Any:
-    modules = {"local": local, "slurm": slurm}
-    if name not in modules:
+    if name not in SCHEDULERS:
         raise LauncherError(f"the run names a scheduler {name!r}, which there is not")
-    return modules[name]
+    return SCHEDULERS[name]
 
 
 def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
@@ -127,11 +192,11 @@ def _ranks(run: Run, attempt: str) -> list[dict[str, Any]]:
     return [status for status in statuses if status]
 
 
-def _job_states(given: dict[str, Any]) -> dict[str, str]:
-    if not given.get("jobs"):
-        return {}
-    module = _scheduler(given["scheduler"])
-    return dict(module.states(given["jobs"]))
+def _job_states(given: dict[str, Any], known: Known) -> dict[str, str]:
+    jobs: list[str] = given.get("jobs") or []
+    if known.keys() >= set(jobs):
+        return {job: known[job] for job in jobs}
+    return dict(_scheduler(given["scheduler"]).states(jobs))
 
 
 def _rows(
@@ -151,8 +216,6 @@ def _word(
     ended: list[Any],
     ranks: list[dict[str, Any]],
 ) -> str:
-    if given.get("submitting") and time.time() - given["started"] < SUBMITTING_S:
-        return "queued"
     states = set(jobs.values())
     if "running" in states:
         return "running"

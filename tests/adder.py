@@ -1,7 +1,8 @@
 """The tiny model of the tests and the demo: where it is, sums it was not trained on, and whether it is right.
 
 A row's id is the whole sum ("38+45=83"), so a checker needs nothing but a generation to judge it.
-`python tests/adder.py` prints the rows of configs/demo/prompts.jsonl.
+`python tests/adder.py` prints the rows of configs/demo/prompts.jsonl, with the argument `questions` those of
+configs/score/questions.jsonl.
 """
 
 from __future__ import annotations
@@ -60,10 +61,29 @@ def prompt_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def question_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """``n`` rows to score, their ids unique: the sum and three others of as many digits, in some order."""
+    draw = random.Random(seed)
+    rows = []
+    for a, b in held_out_sums(n, seed):
+        right = a + b
+        digits = len(str(right))
+        low, high = 10 ** (digits - 1) if digits > 1 else 0, 10**digits
+        options = {right}
+        while len(options) < 4:
+            options.add(draw.randrange(low, high))
+        continuations = draw.sample([str(option) for option in sorted(options)], 4)
+        rows.append(
+            {"id": f"{a}+{b}={right}", "prefix": f"{a}+{b}=", "continuations": continuations}
+        )
+    return rows
+
+
 def is_right(generation: dict[str, Any]) -> bool:
     """Whether a row of outputs.jsonl (its id from ``prompt_rows``) holds the sum and nothing else."""
     return bool(generation["text"] == generation["id"].partition("=")[2])
 
 
 if __name__ == "__main__":
-    sys.stdout.writelines(json.dumps(row) + "\n" for row in prompt_rows(500))
+    made = question_rows(200) if sys.argv[1:] == ["questions"] else prompt_rows(500)
+    sys.stdout.writelines(json.dumps(row) + "\n" for row in made)

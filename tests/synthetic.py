@@ -96,7 +96,7 @@ def _shares(folder: Path, number: int, stages: int) -> list[dict[str, float]]:
 def _rank(rank: int, size: int, port: int, cases: Sequence[Case], folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, size, 7, 60.0)
+    gang = Gang.join(rank, size, b"key", 60.0)
     for number, case in enumerate(cases):
         if rank < len(case.seconds):
             header = {"rank": rank, "replica": 0, "host": "h", "attempt": "w0000-a0001"}

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from launcher.bench.clock import seconds
+from launcher.model.gang import Gang
+from launcher.model.group import TensorGroup
 from launcher.plan.measured import Line
 
 SMALL, LARGE = 1 << 12, 1 << 23  # bytes
@@ -27,9 +29,19 @@ def link(rank: int, device: torch.device) -> Line:
     return _line(there_and_back, device, ways=2)
 
 
-def all_reduce(device: torch.device) -> Line:
-    """Of all ranks, which all call this; bytes are those of the tensor that is added up."""
-    return _line(dist.all_reduce, device, ways=1)
+def exchanges(rank: int, ranks: int, device: torch.device) -> dict[str, Line]:
+    """Of all ranks, which all call this, as the ranks that share a stage do it. ``all_reduce``: bytes are those of
+    the tensor that is added up; ``gather``: those of what is put together."""
+    gang = Gang(rank, ranks, ("here",) * ranks, clock_offset=0.0)
+    group = TensorGroup.join(gang, ranks, device.type)
+
+    def gather(message: torch.Tensor) -> None:
+        group.put_together(message[: len(message) // ranks], len(message))
+
+    return {
+        "all_reduce": _line(group.add_up, device, ways=1),
+        "gather": _line(gather, device, ways=1),
+    }
 
 
 def _line(action: Callable[[torch.Tensor], object], device: torch.device, ways: int) -> Line:

@@ -70,7 +70,9 @@ def non_negative_fit(features: list[list[float]], measured: list[float]) -> list
     return factors
 
 
-def _model(probe: dict[str, int], device: torch.device, dtype: torch.dtype) -> Any:
+def _model(
+    probe: dict[str, int], device: torch.device, dtype: torch.dtype, packed: bool = True
+) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -81,9 +83,14 @@ def _model(probe: dict[str, int], device: torch.device, dtype: torch.dtype) -> A
         max_position_embeddings=LONGEST,
     )
     model = LlamaForCausalLM._from_config(config, dtype=dtype).eval().to(device)
-    if device.type == "cpu":
+    if packed and device.type == "cpu":
         pack_linears(model)
     return model
+
+
+def tiny_model() -> Any:
+    """Hardly more than its code."""
+    return _model(PROBES[0], torch.device("cpu"), torch.float32, packed=False)
 
 
 def _step_s(model: Any, rows: int, cached: int, fed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import environ
-from launcher.bench.storage import read_rate
+from launcher.bench.storage import read_rates
 from launcher.disk import read_json
 from launcher.errors import RunFailed
 from launcher.plan.hardware import gpus_here
@@ -32,13 +33,12 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
     if busy > environ.cpus() / 2:
         say(f"others are at work here (load {busy:.1f}): what is measured may be too low")
     say(f"reading from {folder}")
-    disk = read_rate(folder)
+    disk, cached = read_rates(folder)
     found: list[dict[str, Any]] = []
     for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
         say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
         found.append(_world(kind, ranks, threads))
-    lines = [(each["link"], each["all_reduce"]) for each in found if "link" in each]
-    link, all_reduce = lines[-1]
+    lines = [each for each in found if "link" in each][-1]
     return MachineProfile(
         kind=kind_here(),
         host=os.uname().nodename,
@@ -46,11 +46,14 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
         software=f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}",
         speeds=[each["speed"] for each in found],
         backend="nccl" if len(gpus_here()) > 1 else "gloo",
-        link=link,
-        all_reduce=all_reduce,
+        link=lines["link"],
+        all_reduce=lines["all_reduce"],
+        gather=lines["gather"],
         disk=disk,
+        cached=cached,
         step_s=found[0]["step_s"],
         start_s=LAUNCH_S + max(each["start_s"] for each in found),
+        loading_s=max(each["loading_s"] for each in found),
     )
 
 
@@ -84,9 +87,17 @@ def _world(kind: str, ranks: int, threads: int) -> dict[str, Any]:
                 if any(child.poll() for child in started):
                     break
                 time.sleep(0.05)
+            late = [] if any(child.poll() for child in started) else _running(started)
         finally:
             for child in started:
                 process.end(child)
+        if late:
+            raise RunFailed(
+                f"ranks {late} of {ranks} had not measured all within {PATIENCE_S} s",
+                where=os.uname().nodename,
+                cause="others are at work here, or a device does not answer",
+                fix="launcher bench machine again when the machine is idle",
+            )
         failed = [rank for rank, child in enumerate(started) if child.returncode]
         if failed:
             log = (folder / f"rank-{failed[0]}.log").read_text(errors="replace").strip()
@@ -98,3 +109,7 @@ def _world(kind: str, ranks: int, threads: int) -> dict[str, Any]:
             )
         said: dict[str, Any] = read_json(folder / "rank-0.json")
         return {**said, "start_s": said["joined"] - began}
+
+
+def _running(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    return [number for number, rank in enumerate(ranks) if rank.poll() is None]

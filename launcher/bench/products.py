@@ -9,21 +9,23 @@ from torch import nn
 
 from launcher.bench.clock import seconds
 from launcher.model.packed import pack_linears
+from launcher.model.turned import turn_linears
 
-ROWS = (1, 4, 16, 64, 256)
+ROWS = (1, 4, 16, 32, 64, 256)
 WIDE, DEEP = 2048, 1024
 WORKING_SET = {"cpu": 128 << 20, "cuda": 1 << 30}  # more than caches hold
 COPIED = {"cpu": 128 << 20, "cuda": 1 << 30}
 
 
-def matmul_rates(device: torch.device, dtype: torch.dtype) -> dict[int, float]:
-    """Floating point operations per second by rows, of layers whose weights come from memory as in a real step."""
+def matmul_rates(device: torch.device, dtype: torch.dtype, packed: bool = True) -> dict[int, float]:
+    """Floating point operations per second by rows, of layers whose weights come from memory as in a real step.
+    On a CPU they are ``packed`` there, or lie as in a checkpoint and are computed with as what is streamed."""
     count = WORKING_SET[device.type] // (WIDE * DEEP * dtype.itemsize)
     layers = nn.ModuleList(
         nn.Linear(DEEP, WIDE, bias=False, device=device, dtype=dtype) for _ in range(count)
     )
     if device.type == "cpu":
-        pack_linears(layers)
+        (pack_linears if packed else turn_linears)(layers)
     turn = itertools.cycle(layers)
     found = {}
     with torch.inference_mode():

@@ -31,14 +31,27 @@ def main(folder: Path, rank: int, ranks: int, threads: int, kind: str) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, f"file://{folder}/meet", JOIN, ranks, rank)
-    import transformers  # noqa: F401 - a rank of a run has it, too, before it can load
-
     dist.barrier()
     joined = time.time()
+    loading = _loading_s(folder / "model") if rank == 0 else None
+    dist.barrier()
     found = _measure(rank, ranks, threads, device)
-    write_json(folder / f"rank-{rank}.json", {"joined": joined, **found})
+    write_json(folder / f"rank-{rank}.json", {"joined": joined, "loading_s": loading, **found})
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _loading_s(folder: Path) -> float:
+    """Seconds that loading a model takes beside reading it: importing its code, and making it."""
+    began = time.perf_counter()
+    from launcher.bench.layers import tiny_model
+    from launcher.job.spec import ModelSpec
+    from launcher.model import direct
+    from launcher.model.weights import Loading
+
+    tiny_model().save_pretrained(folder)
+    direct.load(ModelSpec(path=str(folder)), Loading("float32"))
+    return time.perf_counter() - began
 
 
 def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]:
@@ -56,7 +69,10 @@ def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]
         dist.barrier()
         rates = matmul_rates(device, dtype)
         dist.barrier()
-        costs[name] = {"matmul": rates, **asdict(beside_products(device, dtype))}
+        unpacked = matmul_rates(device, dtype, packed=False) if device.type == "cpu" else {}
+        dist.barrier()
+        beside = asdict(beside_products(device, dtype))
+        costs[name] = {"matmul": rates, "unpacked": unpacked, **beside}
     dist.barrier()
     cpu = device.type == "cpu"
     speed = {
@@ -71,7 +87,7 @@ def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]
     dist.barrier()
     if ranks != 2:
         return host
-    lines = {"link": exchange.link(rank, device), "all_reduce": exchange.all_reduce(device)}
+    lines = {"link": exchange.link(rank, device), **exchange.exchanges(rank, ranks, device)}
     return {**host, **{name: line.model_dump() for name, line in lines.items()}}
 
 

@@ -9,6 +9,7 @@ import sys
 # In the order in which --help lists the commands.
 from launcher.cli import init, start, runs, setup, bench  # isort: skip
 from launcher.cli.app import app
+from launcher.console import clean
 from launcher.errors import LauncherError
 
 __all__ = ["app", "bench", "init", "main", "runs", "setup", "start"]
@@ -24,10 +25,10 @@ def main() -> None:
         if "--json" in sys.argv:
             print(json.dumps(error.as_dict()))
         else:
-            print(f"launcher: {error}", file=sys.stderr)
+            print(clean(f"launcher: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:  # a disk, a path or a permission that no command foresaw
-        print(f"launcher: {error}\n  likely cause: the system refused it", file=sys.stderr)
+        print(clean(f"launcher: {error}\n  likely cause: the system refused it"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

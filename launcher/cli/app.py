@@ -26,6 +26,9 @@ def _complete_run(incomplete: str) -> list[str]:
 
 
 Spec = Annotated[Path, typer.Argument(help="the job spec, a YAML file", show_default=False)]
+MaySpec = Annotated[
+    Path | None, typer.Argument(help="the job spec, a YAML file", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="spec values to replace", show_default=False),
@@ -39,5 +42,9 @@ RunRef = Annotated[
         show_default=False,
         autocompletion=_complete_run,
     ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify-weights", help="compare the weights with their recorded sha256"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, nothing else")]

@@ -1,4 +1,4 @@
-"""Commands that measure: bench machine, bench scale."""
+"""Commands that measure: bench machine, bench scale, bench attention."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def scale(  # noqa: PLR0913 - each is an option of the command line
     as_json: Json = False,
 ) -> None:
     """Simulate many worlds that share one run: time, work lost to failures, load on filesystem and Slurm."""
-    from launcher import submit
+    from launcher import prepare
     from launcher.bench.scale import Assumed, study
     from launcher.report.measures import scale_table
 
-    numbers = _numbers(worlds)
-    planned = submit.plan_job(spec, overrides or [], here=False, say=say(as_json), fetch=False)
+    numbers = _numbers(worlds, "--worlds")
+    planned = prepare.plan_job(spec, overrides or [], here=False, say=say(as_json), fetch=False)
     assumed = Assumed(
         rows=rows,
         new_tokens=planned.spec.generation.max_new_tokens,
@@ -69,8 +69,25 @@ def scale(  # noqa: PLR0913 - each is an option of the command line
     out(found, as_json, scale_table(found))
 
 
-def _numbers(text: str) -> list[int]:
+@bench.command(epilog="Example: launcher bench attention --lengths 128,512")
+def attention(
+    lengths: Annotated[str, typer.Option(help="of prompts, in tokens, with commas")] = "128,512",
+    new_tokens: Annotated[int, typer.Option(min=1, help="that are generated")] = 16,
+    model: Annotated[
+        Path | None, typer.Option(help="a checkpoint's folder, or that of a config alone")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare eager, sdpa and flash attention, with and without KV cache, on this machine's device."""
+    from launcher.bench.attention import compare
+    from launcher.report.measures import attention_table
+
+    found = compare(_numbers(lengths, "--lengths"), new_tokens, model, say(as_json))
+    out(found, as_json, attention_table(found))
+
+
+def _numbers(text: str, option: str) -> list[int]:
     numbers = [int(word) if word.strip().isdecimal() else 0 for word in text.split(",")]
     if min(numbers) < 1:
-        raise UsageError("should be numbers with commas", where="--worlds", fix="such as 10,100")
+        raise UsageError("should be numbers with commas", where=option, fix="such as 10,100")
     return numbers

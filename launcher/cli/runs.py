@@ -9,7 +9,7 @@ import typer
 
 from launcher.cli.app import Json, RunRef, app
 from launcher.cli.watching import foreground, queue, show_finished, watch_run
-from launcher.console import out
+from launcher.console import clean, out
 
 
 @app.command("list", epilog="Example: launcher list --json")
@@ -18,7 +18,7 @@ def list_runs(as_json: Json = False) -> None:
     from launcher import registry, state
     from launcher.report.table import runs_table
 
-    rows = [state.look_or_broken(found).as_dict() for found in registry.list_runs()]
+    rows = [found.as_dict() for found in state.look_all(registry.list_runs())]
     out(rows, as_json, runs_table(rows) if rows else "no runs yet: launcher run configs/demo.yaml")
 
 
@@ -68,7 +68,7 @@ def logs(
         out([{"who": who, "line": line} for who, line in lines], True)
         return
     for who, line in lines:
-        print(f"{who} | {line}", flush=True)
+        print(clean(f"{who} | {line}"), flush=True)
 
 
 @app.command(epilog="Example: launcher cancel demo-0001")
@@ -91,7 +91,7 @@ def resume(run: RunRef = None, as_json: Json = False) -> None:
     from launcher import control, registry
 
     found = registry.find(run)
-    scheduler = control.ready_to_resume(found)
+    scheduler = control.scheduler_to_resume(found)
     if scheduler is None:
         show_finished(found, as_json)
     elif scheduler == "local":

@@ -1,4 +1,4 @@
-"""Commands around a first spec: doctor, schema."""
+"""Commands around a first spec: doctor, convert, schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.app import Json, app
-from launcher.console import out
+from launcher.console import out, say
 
 
 @app.command(
@@ -32,6 +32,20 @@ def doctor(
     out(document, as_json, findings_table(document["findings"]))
     if not document["ok"]:
         raise typer.Exit(3)
+
+
+@app.command(epilog="Example: launcher convert downloads/old-model models/old-model")
+def convert(
+    source: Annotated[Path, typer.Argument(help="the folder of a model with pickled weights")],
+    target: Annotated[Path, typer.Argument(help="the folder to make")],
+    as_json: Json = False,
+) -> None:
+    """Make safetensors of pickled weights (.bin); code that is hidden in them does not run."""
+    from launcher.model.convert import convert as convert_weights
+
+    made = convert_weights(source, target, say(as_json))
+    told = {"path": str(target), "parameters": made.parameters, "tensors": len(made.tensors)}
+    out(told, as_json, f"{len(made.tensors)} tensors: {target}")
 
 
 @app.command(epilog="Example: launcher schema > job.schema.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -80,11 +81,18 @@ def show_finished(run: Run, as_json: bool) -> None:
     summary = read_json(run.summary)
     if summary is None or not run.manifest.exists():
         raise RunFailed(
-            "the run stopped before all rows were done",
+            "the run stopped before it was done",
             where=str(run.path),
             fix=f"launcher resume {run.path}",
         )
     out({"run": str(run.path), **summary}, as_json, summary_table(summary))
-    out(None, as_json, f"\n{run.table if run.table.exists() else run.outputs}")
+    out(None, as_json, f"\n{_results(run)}")
     if summary["rows"]["failed"]:
         raise typer.Exit(1)
+
+
+def _results(run: Run) -> Path:
+    """What a user looks for first."""
+    if not run.has_rows:
+        return run.files
+    return run.table if run.table.exists() else run.outputs

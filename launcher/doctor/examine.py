@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.doctor import gpus, hub, ranks, slurm, software, storage
 from launcher.doctor.finding import Finding
-from launcher.doctor.meeting import SEEN_S, Meeting, judge
+from launcher.doctor.meeting import Meeting
 from launcher.plan.hardware import gpus_here
 from launcher.runtime import network
 from launcher.runtime.launch import World
@@ -57,8 +57,7 @@ def _meet(meeting: Meeting) -> list[Finding] | None:
     }
     meeting.say("here", here)
     found = [*software.examine(), *gpus.examine(), storage.promises(meeting.folder.parent)]
-    heard = meeting.hear("here", SEEN_S, range(meeting.nodes))
-    shared = judge(heard, meeting.nodes, meeting.folder)
+    shared, heard = meeting.agree(here)
     if shared.status == "ok":
         count = sum(said["ranks"] for said in heard.values())
         meet = World(count, meeting.nodes, meeting.node, heard[0]["address"], int(heard[0]["port"]))
@@ -68,17 +67,18 @@ def _meet(meeting: Meeting) -> list[Finding] | None:
     found.append(shared)
     named = [replace(finding, host=socket.gethostname()) for finding in found]
     if meeting.node == 0:
-        return named + (_others(meeting) if shared.status == "ok" else [])
+        return named + _others(meeting, sorted(heard.keys() - {0}))
     meeting.say("findings", [asdict(finding) for finding in named])
-    return None if shared.status == "ok" else named
+    # Node 0 speaks for those that it knows of; who was late, or sees nothing of it, speaks for itself.
+    return None if {0, meeting.node} <= heard.keys() else named
 
 
-def _others(meeting: Meeting) -> list[Finding]:
+def _others(meeting: Meeting, nodes: list[int]) -> list[Finding]:
     """What the other nodes found: they have said so when this returns, or will not."""
-    heard = meeting.hear("findings", FINDINGS_S, range(1, meeting.nodes))
+    heard = meeting.hear("findings", FINDINGS_S, nodes)
     silent = [
         Finding("nodes", f"node {node}", "problem", "fell silent", "look at that task's stderr")
-        for node in range(1, meeting.nodes)
+        for node in nodes
         if node not in heard
     ]
     return [Finding(**row) for node in sorted(heard) for row in heard[node]] + silent

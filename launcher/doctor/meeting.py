@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ class Meeting:
         self.node, self.nodes = (step.node, step.nodes) if step else (0, 1)
         self.spare = step is not None and step.local > 0  # one task of a node is enough
         name = step.name if step else f"{os.uname().nodename}-{os.getpid()}"
+        self.alone = False
         self.folder = parent / f".launcher-doctor-{name}"
 
     def open(self) -> None:
@@ -32,14 +35,30 @@ class Meeting:
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def close(self) -> None:
-        if self.node == 0:
+        if self.node == 0 or self.alone:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def say(self, what: str, value: Any) -> None:
         """Publish something of this node's."""
         write_json(self.folder / f"{what}-{self.node:04d}.json", value)
 
-    def hear(self, what: str, patience_s: float, nodes: range) -> dict[int, Any]:
+    def agree(self, here: dict[str, Any]) -> tuple[Finding, dict[int, Any]]:
+        """What node 0 makes of who came, and what each of those said: the same on all nodes, also where one is late.
+
+        ``here`` is what this node said. A node that sees nothing of node 0 is ``alone``.
+        """
+        if self.node == 0:
+            heard = self.hear("here", SEEN_S, range(self.nodes))
+            shared = judge(heard, self.nodes, self.folder)
+            self.say("verdict", {"shared": asdict(shared), "heard": list(heard.items())})
+            return shared, heard
+        told = self.hear("verdict", 2 * SEEN_S, [0]).get(0)  # node 0 may start and wait that long
+        if told is None:
+            self.alone = True
+            return judge({self.node: here}, self.nodes, self.folder), {self.node: here}
+        return Finding(**told["shared"]), {int(node): said for node, said in told["heard"]}
+
+    def hear(self, what: str, patience_s: float, nodes: Collection[int]) -> dict[int, Any]:
         """What these nodes said, by node; those that are not heard in time are left out."""
         heard: dict[int, Any] = {}
         deadline = time.monotonic() + patience_s

@@ -3,122 +3,40 @@ slots as sequences finish; it knows nothing of devices."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from launcher.engine.sequence import Counters, Group, Sequence
-from launcher.engine.text import Text
+from launcher.engine.loop import Emit, Flight, Loop
+from launcher.engine.sequence import Group, Sequence
 from launcher.input.codes import RowError
-from launcher.model.step import Step, StepModel, SweepModel
-from launcher.plan.plan import Batch
-from launcher.records import Failure, Generation, Request
-
-Pull = Callable[[], Request | None]
-Emit = Callable[[Generation | Failure], None]
+from launcher.model.step import Step
+from launcher.records import Request
 
 
-@dataclass(frozen=True)
-class _Flight:
-    """A step that was launched, and the sequences of its rows."""
+class Engine(Loop[Group, Sequence]):
+    """Generates. A step feeds every sequence of its group that decodes, and prompts in the room that these leave:
+    arithmetic that decoding alone would not use, and no prompt holds the others up for long."""
 
-    group: Group
-    step: Step
-    rows: list[Sequence]
+    def _new_group(self, number: int) -> Group:
+        return Group(number, self._batch.slots)
 
-
-class Engine:
-    """Runs requests through ``model``: ``batch.groups`` groups of ``batch.slots`` slots.
-
-    Every group has at most one step in flight, and every group with work has one, so with ``model.depth`` groups or
-    more all stages are busy. A step feeds every sequence of its group that decodes, and prompts in the room that these
-    leave: arithmetic that decoding alone would not use, and no prompt holds the others up for long.
-
-    With ``in_rounds`` no group goes on before the steps of all groups are done, as GPipe does it: the stages
-    drain at every token. A SweepModel is run so, too.
-    """
-
-    def __init__(self, model: StepModel, text: Text, batch: Batch, in_rounds: bool = False) -> None:
-        self.counters = Counters()
-        self._model = model
-        self._text = text
-        self._batch = batch
-        self._in_rounds = in_rounds or isinstance(model, SweepModel)
-        self._reset()
-
-    def run(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Answer requests until ``pull`` gives None and all that it gave are emitted: True.
-
-        False if ``should_stop`` said so, which is asked between steps: sequences in flight are given up,
-        whoever pulls their requests again computes them again, to the same text.
-        """
-        try:
-            while not should_stop():
-                self._refill(pull, emit, should_stop)
-                for group in self._groups:
-                    self._launch(group)
-                if not self._flights:
-                    return True
-                for _ in range(len(self._flights) if self._in_rounds else 1):
-                    self._collect(emit)
-            return False
-        finally:
-            for _ in range(len(self._flights)):
-                self._model.collect()
-            self._reset()
-
-    def _reset(self) -> None:
-        self._groups = [Group(number, self._batch.slots) for number in range(self._batch.groups)]
-        self._flights: deque[_Flight] = deque()
-        self._exhausted = False
-
-    def _refill(self, pull: Pull, emit: Emit, should_stop: Callable[[], bool]) -> None:
-        """Fill the free slots of groups that are not in flight, the emptiest group first.
-
-        Rows that fail before they take a slot may be many, so this, too, can be stopped.
-        """
-        while not self._exhausted and not should_stop():
-            free = [group for group in self._groups if not group.in_flight and group.has_room]
-            if not free:
-                return
-            sequence = self._next(pull, emit)
-            if sequence is not None:
-                min(free, key=len).add(sequence)
-
-    def _next(self, pull: Pull, emit: Emit) -> Sequence | None:
-        request = pull()
-        if request is None:
-            self._exhausted = True
-            return None
-        try:
-            prompt = self._text.encode(request)
-        except RowError as error:
-            self._fail(request, error, emit)
-            return None
+    def _admit(self, request: Request, free: list[Group]) -> None:
+        """Into the emptiest group."""
+        prompt = self._text.encode(request)
         self.counters.prompt_tokens += len(prompt)
-        return Sequence(request, prompt, self._text)
+        min(free, key=len).add(Sequence(request, prompt, self._text))
 
-    def _launch(self, group: Group) -> None:
-        if group.in_flight or not len(group):
-            return
-        step = group.step(group.next_rows(self._batch.prefill_chunk))
-        self._model.launch(step)
-        group.in_flight = True
-        self._flights.append(_Flight(group, step, [group.slots[s] for s in step.slots.tolist()]))
+    def _draft(self, group: Group) -> tuple[Step, list[Sequence]] | None:
+        if not len(group):
+            return None
+        rows = group.next_rows(self._batch.prefill_chunk)
+        return group.step(rows), [sequence for sequence, _ in rows]
 
-    def _collect(self, emit: Emit) -> None:
-        """Take in the oldest step's tokens, and emit what they finish."""
-        flight = self._flights.popleft()
-        tokens: torch.Tensor = self._model.collect()
-        flight.group.in_flight = False
-        self.counters.steps += 1
-        for sequence, token, count in zip(
-            flight.rows, tokens.tolist(), flight.step.counts.tolist(), strict=True
-        ):
+    def _take_in(self, flight: Flight[Group, Sequence], found: list[Any], emit: Emit) -> None:
+        counts = flight.step.counts.tolist()
+        for sequence, drawn, count in zip(flight.rows, found, counts, strict=True):
+            token, *told = drawn if isinstance(drawn, list) else (drawn,)
             try:
-                outcome = sequence.advance(count, token)
+                outcome = sequence.advance(count, int(token), told)
             except RowError as error:
                 if not sequence.restart_alone():
                     flight.group.remove(sequence)
@@ -128,7 +46,3 @@ class Engine:
                 flight.group.remove(sequence)
                 self.counters.finished(outcome, sequence)
                 emit(outcome)
-
-    def _fail(self, request: Request, error: RowError, emit: Emit) -> None:
-        self.counters.rows_failed += 1
-        emit(Failure(request.index, request.id, error.code, str(error)))

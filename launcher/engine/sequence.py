@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from launcher.engine.text import StopFinder, Text
+from launcher.engine.told import describe
 from launcher.input.codes import RowError
 from launcher.model.sampling import NOT_A_NUMBER
 from launcher.model.step import Step, StepSampling
@@ -29,6 +31,9 @@ class Sequence:
         self.came = 0  # number of its group's step before which it got its slot
         self.alone = False  # its prompt shares a forward pass with no other
         self.first_token_s: float | None = None  # seconds from the start of the prefill
+        self._told: list[
+            list[float]
+        ] = []  # of each token, where the row asks for log-probabilities
         self._text = text
         self._limit = min(request.sampling.max_new_tokens, text.context - len(prompt))
         self._stop = StopFinder(text, request.sampling.stop)
@@ -56,8 +61,9 @@ class Sequence:
             return self.generated[-1:]
         return self.prompt[self.cached : self.cached + count]
 
-    def advance(self, count: int, token: int) -> Generation | None:
-        """Take in that ``count`` tokens were fed and ``token`` was drawn after them.
+    def advance(self, count: int, token: int, told: list[float] | None = None) -> Generation | None:
+        """Take in that ``count`` tokens were fed and ``token`` was drawn after them; ``told`` is what a step with tops
+        yields behind it.
 
         Returns the generation if that finished it. Raises RowError if the logits held NaN.
         """
@@ -69,6 +75,7 @@ class Sequence:
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self._began
         self.generated.append(token)
+        self._told.append(told or [])
         if token in self._text.eos:
             return self._finish("stop", self.generated[:-1])
         if self._stop.found(self.generated):
@@ -87,7 +94,20 @@ class Sequence:
             finish_reason=reason if cut is None else "stop",
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.generated),
+            logprobs=self._logprobs(tokens, len(text) if cut is None else len(cut)),
         )
+
+    def _logprobs(self, tokens: list[int], letters: int) -> list[dict[str, Any]] | None:
+        """What is told of the tokens of the text's first ``letters``, where the row asks for it."""
+        tops, found, length = self.request.sampling.logprobs, [], 0
+        if tops is None:
+            return None
+        for entry in describe(self._text, tokens, self._told, tops):
+            if length >= letters:
+                break
+            found.append(entry)
+            length += len(entry["token"])
+        return found
 
 
 class Group:
@@ -157,7 +177,13 @@ class Group:
             starts=starts,
             counts=counts,
             sampling=_sampling([s.request for s, _ in rows], starts + counts),
+            tops=_tops([s.request for s, _ in rows]),
         )
+
+
+def _tops(requests: list[Request]) -> int | None:
+    asked = [request.sampling.logprobs for request in requests]
+    return max((tops for tops in asked if tops is not None), default=None)
 
 
 def _sampling(requests: list[Request], positions: torch.Tensor) -> StepSampling | None:

@@ -84,14 +84,7 @@ class Text:
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens, at least one. Raises RowError where the row can't be answered."""
-        messages = request.messages
-        if messages is None and self._template not in ("auto", "none"):
-            messages = [{"role": "user", "content": request.prompt}]
-        tokens = (
-            self._plain(request.prompt or "")
-            if messages is None
-            else self._chat(messages, request.tools)
-        )
+        tokens = self.tokens(*self.written(request))
         if not tokens:
             raise RowError("no_prompt", "the prompt has no tokens")
         if len(tokens) >= self.context:
@@ -100,30 +93,52 @@ class Text:
                 f"the prompt has {len(tokens)} tokens; with one new token at least, "
                 f"{self.context} fit (batch.max_length and the model's context)",
             )
+        self.check_known(tokens)
+        return tokens
+
+    def check_known(self, tokens: list[int]) -> None:
+        """Raises RowError for a token that the model has no embedding of."""
         if self._vocabulary is not None and max(tokens) >= self._vocabulary:
             raise RowError(
                 "unknown_token",
                 f"token {max(tokens)} of the prompt is beyond the model's {self._vocabulary}",
             )
-        return tokens
 
-    def _plain(self, prompt: str) -> list[int]:
-        tokens = self._tokens(prompt, add_special_tokens=True)
+    @property
+    def start(self) -> int | None:
+        """The token before a text that nothing comes before: bos, or else eos; None where the tokenizer has neither."""
+        bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        found: int | None = eos if bos is None else bos
+        return found
+
+    def written(self, request: Request) -> tuple[str, bool]:
+        """What the model is to read, and whether it still lacks the special tokens, which a chat template writes
+        itself. Raises RowError."""
+        messages = request.messages
+        if messages is None and self._template not in ("auto", "none"):
+            messages = [{"role": "user", "content": request.prompt}]
+        if messages is None:
+            return request.prompt or "", True
+        return self._chat(messages, request.tools), False
+
+    def tokens(self, text: str, special: bool) -> list[int]:
+        """The tokens of ``text``, maybe none; ``special`` adds those that a text begins with, once. Raises RowError."""
+        tokens = self._tokens(text, add_special_tokens=special)
+        if not special:
+            return tokens
         bos = self._tokenizer.bos_token_id
         if bos is not None and tokens[:2] == [bos, bos]:
             return tokens[1:]  # the prompt brought its own
         return tokens
 
-    def _chat(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
-    ) -> list[int]:
+    def _chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         if self._template == "none":
             raise RowError("bad_template", "the row has messages, and input.template is none")
         template = None if self._template == "auto" else self._template
         try:
             if tools and "tools" not in self._tokenizer.get_chat_template(template, tools):
                 raise RowError("bad_template", "the chat template has no place for tools")
-            text = self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 messages,
                 tools=tools,
                 chat_template=template,
@@ -134,8 +149,7 @@ class Text:
             raise RowError(
                 "bad_template", f"the chat template refused the messages: {error}"
             ) from error
-        # A template writes the special tokens itself.
-        return self._tokens(text, add_special_tokens=False)
+        return text
 
     def _tokens(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -160,6 +174,12 @@ class Text:
         """The text of ``tokens`` alone, special tokens left out."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text
+
+    def piece(self, before: list[int], token: int) -> str:
+        """The text that ``token`` adds behind the tokens ``before``; its name where it adds none."""
+        known, grown = self.decode(before), self.decode([*before, token])
+        found = grown[len(known) :] if grown.startswith(known) else self.decode([token])
+        return found or str(self._tokenizer.convert_ids_to_tokens(token))
 
 
 class StopFinder:

@@ -56,7 +56,7 @@ def weight_files(name: str, commit: str | None, files: list[str]) -> list[str]:
         cause="pickled weights run code when they are read, and are never loaded"
         if pickled
         else None,
-        fix="choose a model or revision with safetensors weights, or convert it",
+        fix="choose a model or revision with safetensors weights, or fetch it and let `launcher convert` make them",
     )
 
 

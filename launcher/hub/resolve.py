@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import PreflightError
+from launcher.hub.code import check_own, has_code, is_pinned, not_pinned
 from launcher.hub.errors import HubFailure, HubUnreachable, catching, not_a_model, refusal
 from launcher.hub.files import CONFIG, is_complete, is_small, small_json, weight_files
 from launcher.hub.progress import bars
@@ -48,14 +49,26 @@ def resolve_model(
 
     Where the hub can't be reached or says no, a complete cached copy is used; without one, and
     with nothing to fetch, a hub out of reach is no error. ``progress`` is given a line of text
-    every few seconds. Raises PreflightError for a model that can't be had.
+    every few seconds. Raises PreflightError for a model that can't be had, UsageError where the spec trusts code that
+    nobody can have read.
     """
+    found = _resolve(model, fetch, progress)
+    if model.trust_remote_code and found.path is not None:
+        check_own(found.path)
+    return found
+
+
+def _resolve(model: ModelSpec, fetch: bool, progress: Say | None) -> ResolvedModel:
     folder = Path(model.path)
     if folder.is_dir():
         return ResolvedModel(model.path, folder.absolute(), None, "directory")
     if not _is_hub_id(model.path):
         raise not_a_model(model.path)
+    if not is_pinned(model):
+        raise not_pinned(model, _commit(model))
     cached = _cached(model.path, model.revision)
+    if cached and model.trust_remote_code and not has_code(cached):
+        cached = None  # it was fetched when nobody trusted it
     if cached and cached.name == model.revision:  # a commit does not change
         return ResolvedModel(model.path, cached, cached.name, "cache")
     try:
@@ -124,6 +137,18 @@ def _cached(name: str, revision: str | None) -> Path | None:
         return None
     folder = Path(config).parent
     return folder if is_complete(folder) else None
+
+
+def _commit(model: ModelSpec) -> str | None:
+    """What the revision stands for now, if somebody can tell."""
+    from huggingface_hub import HfApi
+
+    cached = _cached(model.path, model.revision)
+    try:
+        with catching():
+            return HfApi().model_info(model.path, revision=model.revision).sha
+    except HubFailure:
+        return cached.name if cached else None
 
 
 def _ask_hub(model: ModelSpec, fetch: bool, progress: Say | None) -> ResolvedModel:

@@ -17,6 +17,8 @@ CODES = {
     "no_prompt": "the row has neither a prompt nor messages, or an empty one",
     "two_prompts": "the row has both a prompt and messages",
     "bad_prompt": "the prompt is not text",
+    "no_continuations": "a row to score has no continuations, or an empty list of them",
+    "bad_continuations": "the continuations are not a list of texts, or one is empty or makes no token of its own",
     "bad_messages": "the messages are not a list of {role, content} with text in them",
     "bad_tools": "the tools are not a list of functions, or the row has no messages to offer them in",
     "bad_echo": "echo is not true or false, or the row has messages, of which no text is the prompt",

@@ -29,16 +29,18 @@ def require_pyarrow(where: str) -> None:
         ) from None
 
 
-def rows(path: Path, form: str, columns: Mapping[str, str]) -> Iterator[bytes]:
+def rows(
+    path: Path, form: str, columns: Mapping[str, str], task: str = "generate"
+) -> Iterator[bytes]:
     """Every row of the file as a line of format jsonl. ``columns``: row key to the column that holds it.
 
-    Only the columns that a row may have are read. Nulls are left out, also within messages. Raises UsageError.
+    Only the columns that a row of ``task`` may have are read. Nulls are left out, also within messages. Raises UsageError.
     """
     open_input(path).close()  # told apart from a folder or a pipe
     require_pyarrow(str(path))
     with _readable(path, form):
         schema = _schema(path, form)
-        wanted = _wanted(path, schema, columns)
+        wanted = _wanted(path, schema, columns, task)
         names = {column: key for key, column in wanted.items()}
         for batch in _batches(path, form, list(names)):
             renamed = batch.rename_columns([names[name] for name in batch.schema.names])
@@ -69,9 +71,9 @@ def _schema(path: Path, form: str) -> Any:
         return _reader(source, path, None).schema
 
 
-def _wanted(path: Path, schema: Any, columns: Mapping[str, str]) -> dict[str, str]:
+def _wanted(path: Path, schema: Any, columns: Mapping[str, str], task: str) -> dict[str, str]:
     """Row key to column, for the keys that the file has. Raises UsageError for what can't be a row."""
-    named = {key: key for key in ROW_KEYS if key in schema.names} | dict(columns)
+    named = {key: key for key in ROW_KEYS[task] if key in schema.names} | dict(columns)
     listed = ", ".join(schema.names[:20]) + (" ..." if len(schema.names) > 20 else "")
     absent = [column for column in columns.values() if column not in schema.names]
     if absent:
@@ -80,9 +82,10 @@ def _wanted(path: Path, schema: Any, columns: Mapping[str, str]) -> dict[str, st
             where=str(path),
             fix="correct input.columns",
         )
-    if not any(key in named for key in PROMPT_KEYS):
+    prompts = PROMPT_KEYS[task]
+    if not any(key in named for key in prompts):
         raise UsageError(
-            f"no column is called {' or '.join(PROMPT_KEYS)}; the columns are: {listed}",
+            f"no column is called {' or '.join(prompts)}; the columns are: {listed}",
             where=str(path),
             fix="name the one that holds the prompts: input.columns: {prompt: ...}",
         )

@@ -88,6 +88,7 @@ class InputMeta(Section):
     output_format: str
     model: str
     created: int  # seconds since the epoch
+    task: str = "generate"
 
 
 def id_digest(row_id: str) -> bytes:
@@ -148,7 +149,7 @@ class InputIndex:
                 cause=f"the file was edited; {entry.length} bytes at offset {entry.offset} differ",
                 fix=f"put back the file with sha256 {file.sha256[:16]}..., or start a new run",
             )
-        return parse_row(data, file.row_format, index, self.meta.generation)
+        return parse_row(data, file.row_format, index, self.meta.generation, self.meta.task)
 
     def _failure(self, entry: Entry) -> Failure:
         record = decode_line(self._read(self.bad, entry))

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from launcher import crash
+from launcher.disk import publish
 from launcher.errors import PreflightError
 from launcher.input import columnar
 from launcher.input.codes import quote
@@ -30,6 +32,7 @@ from launcher.input.index import (
     Kind,
     id_digest,
 )
+from launcher.input.questions import byte_length, room_bytes
 from launcher.input.results import encode_line
 from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, JobSpec
@@ -44,11 +47,13 @@ class Tally:
     """What the rows so far ask of a plan."""
 
     generation: GenerationSpec
+    task: str = "generate"
     rows: int = 0
     longest: int = 0  # bytes of a prompt, or of all messages of a row
     max_new_tokens: int = 0
     sample: list[tuple[int, int]] = field(default_factory=list)  # of every ``_every``th good row
     excerpts: list[str] = field(default_factory=list)
+    scored: int = 0  # bytes of continuations
     _every: int = 1
     _good: int = 0
 
@@ -59,18 +64,27 @@ class Tally:
         if line.data is None:
             what = f"the line is longer than {MAX_LINE_BYTES} bytes"
             return Failure(index, str(index), "line_too_long", what)
-        row = parse_row(line.data, form, index, self.generation)
+        row = parse_row(line.data, form, index, self.generation, self.task)
         if isinstance(row, Request):
-            size = _prompt_bytes(row)
-            self.longest = max(self.longest, size)
-            self.max_new_tokens = max(self.max_new_tokens, row.sampling.max_new_tokens)
-            self._keep(row, size)
+            self._count(row)
         return row
 
-    def _keep(self, row: Request, size: int) -> None:
+    def _count(self, row: Request) -> None:
+        size, new = _prompt_bytes(row), row.sampling.max_new_tokens
+        self.longest = max(self.longest, size)
+        if row.continuations:
+            self.max_new_tokens = max(self.max_new_tokens, room_bytes(row.continuations))
+            scored = sum(map(byte_length, row.continuations))
+            self.scored += scored
+            self._keep(row, size + scored, 1)
+        else:
+            self.max_new_tokens = max(self.max_new_tokens, new)
+            self._keep(row, size, new)
+
+    def _keep(self, row: Request, size: int, new: int) -> None:
         """Take the row into the sample, which stays evenly spread over all rows so far."""
         if self._good % self._every == 0:
-            self.sample.append((size, row.sampling.max_new_tokens))
+            self.sample.append((size, new))
             if len(self.excerpts) < EXCERPTS:
                 text = row.prompt or str((row.messages or [{}])[-1].get("content", ""))
                 self.excerpts.append(text[:EXCERPT_LETTERS])
@@ -87,6 +101,7 @@ class Tally:
             asked,
             sample=tuple(self.sample),
             excerpts=tuple(self.excerpts),
+            scored_bytes=self.scored / max(1, self._good),
         )
 
 
@@ -95,15 +110,15 @@ def _prompt_bytes(request: Request) -> int:
     texts = [message["content"] for message in messages]
     extras = [request.tools, *(message.get("tool_calls") for message in messages)]
     texts += [json.dumps(extra) for extra in extras if extra]
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return sum(map(byte_length, texts))
 
 
 class Indexer:
     """Context manager: ``add_file`` for each file, ``fail_duplicates``, ``publish``. Raises OSError."""
 
-    def __init__(self, folder: Path, generation: GenerationSpec) -> None:
+    def __init__(self, folder: Path, generation: GenerationSpec, task: str = "generate") -> None:
         self.folder = folder
-        self.tally = Tally(generation)
+        self.tally = Tally(generation, task)
         self.files: list[InputFile] = []
         self.bad_rows = 0
 
@@ -137,7 +152,7 @@ class Indexer:
             while block := file.read(1 << 20):
                 digest.update(block)
             with copy.open("w+b") as lines:
-                lines.writelines(columnar.rows(path, form, columns))
+                lines.writelines(columnar.rows(path, form, columns, self.tally.task))
                 lines.flush()
                 os.fsync(lines.fileno())
                 lines.seek(0)
@@ -206,7 +221,8 @@ class Indexer:
     def _fail_duplicate(self, rows: Any, index: int, first: int, readers: Readers) -> None:
         file, offset, length = (int(rows[key][index]) for key in ("file", "offset", "length"))
         data = readers.read(self.files[file].source(self.folder), offset, length)
-        row = parse_row(data, self.files[file].row_format, index, self.tally.generation)
+        tally, form = self.tally, self.files[file].row_format
+        row = parse_row(data, form, index, tally.generation, tally.task)
         here, there = (
             f"{self.files[rows['file'][i]].path}:{rows['line'][i]}" for i in (index, first)
         )
@@ -228,13 +244,13 @@ class Indexer:
             output_format=spec.output.format,
             model=spec.model.path,
             created=int(time.time()),
+            task=self.tally.task,
         )
         for file in (self._entries, self._bad):
             file.flush()
+        crash.point("written", self.folder / ROWS)
+        for file in (self._entries, self._bad):
             os.fsync(file.fileno())
-        temporary = self.folder / f".{META}.tmp"
-        with temporary.open("w") as text:
-            text.write(meta.model_dump_json(indent=1) + "\n")
-            text.flush()
-            os.fsync(text.fileno())
-        temporary.replace(self.folder / META)
+        crash.point("synced", self.folder / ROWS)
+        with publish(self.folder / META) as temporary:
+            temporary.write_text(meta.model_dump_json(indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from launcher.input.codes import RowError, quote
@@ -9,6 +10,7 @@ from launcher.records import Failure, Generation
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop")
+MOST_TOPS = 20  # likeliest tokens that are told beside each
 # The spec's model answers whatever model is named; the others say nothing about the text.
 IGNORED = {
     "model",
@@ -24,7 +26,6 @@ NEUTRAL: dict[str, Any] = {
     "n": 1,
     "best_of": 1,
     "stream": False,
-    "logprobs": False,
     "top_logprobs": 0,
     "presence_penalty": 0,
     "frequency_penalty": 0,
@@ -54,9 +55,12 @@ def request_of(row: dict[str, Any]) -> dict[str, Any]:
     fields[asked] = _only(body.get(asked)) if asked == "prompt" else body.get(asked)
     own = ("tools", "tool_choice") if url == CHAT else ("echo",)
     fields |= {key: body.get(key) for key in own}
+    fields["logprobs"] = _tops(body, chat=url == CHAT)
     if _choice_of_tools(fields.pop("tool_choice", None)) == "none":
         fields["tools"] = None
-    known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens"}
+    known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens", "logprobs"}
+    if url == CHAT:
+        known.add("top_logprobs")
     for key in body.keys() - known:
         _check_neutral(key, body[key])
     return fields
@@ -81,6 +85,27 @@ def _max_tokens(body: dict[str, Any]) -> Any:
             "bad_sampling", f"max_tokens is {quote(old)} and max_completion_tokens {quote(new)}"
         )
     return old if new is None else new
+
+
+def _tops(body: dict[str, Any], *, chat: bool) -> int | None:
+    """How many of the likeliest tokens are told beside each; None where no log-probabilities are asked for."""
+    asked, tops = body.get("logprobs"), body.get("top_logprobs")
+    if asked is None or asked is False:
+        if chat and tops:
+            raise RowError("bad_sampling", "top_logprobs needs logprobs: true")
+        return None
+    key = "top_logprobs" if chat else "logprobs"
+    if chat and asked is not True:
+        raise RowError("bad_sampling", f"logprobs must be true or false, not {quote(asked)}")
+    found = (tops or 0) if chat else asked
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOPS:
+        raise RowError("bad_sampling", f"{key} must be 0 to {MOST_TOPS}, not {quote(found)}")
+    if body.get("echo"):
+        raise RowError(
+            "unsupported_option",
+            "logprobs with echo are not supported: task score tells those of a text",
+        )
+    return found
 
 
 def _check_neutral(key: str, value: Any) -> None:
@@ -130,4 +155,22 @@ def _choice(record: Generation, chat: bool) -> dict[str, Any]:
         if chat
         else {"text": record.text}
     )
-    return {"index": 0, **said, "logprobs": None, "finish_reason": record.finish_reason}
+    told = _told(record.logprobs, chat)
+    return {"index": 0, **said, "logprobs": told, "finish_reason": record.finish_reason}
+
+
+def _told(entries: list[dict[str, Any]] | None, chat: bool) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    if chat:
+        return {"content": entries, "refusal": None}
+    tokens = [entry["token"] for entry in entries]
+    offsets = [0, *accumulate(map(len, tokens))]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": [
+            {each["token"]: each["logprob"] for each in entry["top_logprobs"]} for entry in entries
+        ],
+        "text_offset": offsets[: len(tokens)],
+    }

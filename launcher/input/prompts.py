@@ -31,7 +31,10 @@ def build_index(spec: JobSpec, folder: Path, writers: int) -> Demand:
     index can't be written.
     """
     files = _files(spec)
-    with told("cannot index the input", folder), Indexer(folder, spec.generation) as indexer:
+    with (
+        told("cannot index the input", folder),
+        Indexer(folder, spec.generation, spec.task) as indexer,
+    ):
         for path, form in files:
             if form in columnar.FORMATS:
                 indexer.add_table(path, form, spec.input.columns)
@@ -60,7 +63,7 @@ def scan(spec: JobSpec, limit_bytes: int) -> Demand:
     files = _files(spec)
     lines = [(path, form) for path, form in files if form not in columnar.FORMATS]
     tables = [(path, form) for path, form in files if form in columnar.FORMATS]
-    tally = Tally(spec.generation)
+    tally = Tally(spec.generation, spec.task)
     read = _scan_lines(lines, tally, limit_bytes)
     total = sum(path.stat().st_size for path, _ in lines)
     rows = max(tally.rows, round(tally.rows * total / read)) if read else 0
@@ -88,7 +91,7 @@ def _scan_lines(files: list[tuple[Path, str]], tally: Tally, limit: int) -> int:
 
 def _scan_tables(files: list[tuple[Path, str]], spec: JobSpec, tally: Tally, limit: int) -> None:
     for path, form in files:
-        for number, row in zip(count(1), columnar.rows(path, form, spec.input.columns)):
+        for number, row in zip(count(1), columnar.rows(path, form, spec.input.columns, spec.task)):
             tally.add(Line(number, 0, row.removesuffix(b"\n")), "jsonl")
             limit -= len(row)
             if limit <= 0:
@@ -99,11 +102,14 @@ def _files(spec: JobSpec) -> list[tuple[Path, str]]:
     """The input's files with their formats. Raises UsageError, and PreflightError where pyarrow is missing."""
     if spec.output.format == "parquet":
         columnar.require_pyarrow("output.format: parquet")
-    unknown = [key for key in spec.input.columns if key not in ROW_KEYS]
+    keys = ROW_KEYS[spec.task]
+    unknown = [key for key in spec.input.columns if key not in keys]
     if unknown:
-        known = ", ".join(ROW_KEYS)
+        known = ", ".join(keys)
         raise UsageError(f"input.columns: a row has no {unknown[0]!r}", fix=f"it may have: {known}")
     files = [(path, detect_format(path, spec.input.format)) for path in find_files(spec.input)]
+    if spec.task == "score":
+        _check_scored(spec, files)
     lines = [path for path, form in files if form not in columnar.FORMATS]
     if spec.input.columns and lines:
         raise UsageError(
@@ -112,3 +118,19 @@ def _files(spec: JobSpec) -> list[tuple[Path, str]]:
             fix="rename the keys of the rows instead",
         )
     return files
+
+
+def _check_scored(spec: JobSpec, files: list[tuple[Path, str]]) -> None:
+    """Raises UsageError for forms that rows to score, or their results, do not have."""
+    for path, form in files:
+        if form in ("openai", "text"):
+            fix = "task score reads jsonl, parquet and arrow: {prefix, continuations}"
+            raise UsageError(
+                f"a row of format {form} has no continuations", where=str(path), fix=fix
+            )
+    if spec.output.format == "openai":
+        raise UsageError(
+            "a batch of OpenAI's has no results of task score",
+            where="output.format",
+            fix="output.format: jsonl or parquet",
+        )

@@ -8,9 +8,9 @@ import zlib
 from typing import Any
 
 from launcher.input import openai
-from launcher.records import Failure, Generation
+from launcher.records import Failure, Generation, Score
 
-Record = Generation | Failure
+Record = Generation | Score | Failure
 
 # encode_line writes the index first and the id second, so that a reader need not parse the rest.
 _HEAD = re.compile(rb'\{"index": (\d+), "id": "(?:[^"\\]|\\.)*", "(?:(code)|\w+)"')
@@ -18,7 +18,8 @@ _HEAD = re.compile(rb'\{"index": (\d+), "id": "(?:[^"\\]|\\.)*", "(?:(code)|\w+)
 
 def encode_line(record: Record) -> bytes:
     """``<crc32 of the JSON as 8 hex digits> <JSON>\\n``; the JSON is the record's row of format jsonl."""
-    payload = json.dumps(vars(record)).encode()
+    told = {key: value for key, value in vars(record).items() if value is not None}
+    payload = json.dumps(told).encode()
     return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
 
@@ -34,7 +35,9 @@ def read_head(line: bytes) -> tuple[int, bool] | None:
 def decode_line(line: bytes) -> Record:
     """The record in a whole line."""
     fields: dict[str, Any] = json.loads(line[9:])
-    return Failure(**fields) if "code" in fields else Generation(**fields)
+    if "code" in fields:
+        return Failure(**fields)
+    return Score(**fields) if "scores" in fields else Generation(**fields)
 
 
 def result_row(line: bytes, record: Record, form: str, facts: dict[str, Any]) -> bytes:
@@ -43,6 +46,7 @@ def result_row(line: bytes, record: Record, form: str, facts: dict[str, Any]) ->
     ``facts`` are ``openai.result_of``'s keywords.
     """
     if form == "openai":
+        assert not isinstance(record, Score), "no batch asks for scores"
         return json.dumps(openai.result_of(record, **facts)).encode() + b"\n"
     return line[9:]
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from launcher.input import openai
+from launcher.input import openai, questions
 from launcher.input.codes import RowError, quote
 from launcher.input.messages import parse_messages, parse_tools
 from launcher.job.spec import GenerationSpec
 from launcher.records import Failure, Request, Sampling
 
 KEYS = GenerationSpec.model_fields.keys()
-# All keys of a row that mean something; a table's other columns are not even read.
-PROMPT_KEYS = ("prompt", "messages")  # one of them
-ROW_KEYS = ("id", *PROMPT_KEYS, "tools", "echo", *KEYS)
+# By task: what a row has one of, and all of its keys that mean something. A table's other columns are not even read.
+PROMPT_KEYS = {"generate": ("prompt", "messages"), "score": questions.GIVEN}
+ROW_KEYS = {
+    "generate": ("id", *PROMPT_KEYS["generate"], "tools", "echo", *KEYS),
+    "score": ("id", *PROMPT_KEYS["score"], "tools", *questions.ASKED),
+}
 MAX_ID = 1024
 MAX_NEW_TOKENS = 1 << 20
 
 
-def parse_row(data: bytes, form: str, index: int, defaults: GenerationSpec) -> Request | Failure:
-    """The request in a line of a file of format ``form`` (jsonl, openai, text); never raises."""
+def parse_row(
+    data: bytes, form: str, index: int, defaults: GenerationSpec, task: str = "generate"
+) -> Request | Failure:
+    """The request in a line of a file of format ``form`` (jsonl, openai, text) for ``task``; never raises."""
     row_id = str(index)
     try:
         text = _decode(data)
-        row = {"prompt": text} if form == "text" else _load(text)
+        row: dict[str, Any] = {"prompt": text} if form == "text" else _load(text)
         given = _row_id(row, "custom_id" if form == "openai" else "id", row_id)
         escapes = "\\u" in text  # they can spell what UTF-8 can't hold
         if escapes:
@@ -34,16 +40,33 @@ def parse_row(data: bytes, form: str, index: int, defaults: GenerationSpec) -> R
         row_id = given
         if form == "openai":
             row = openai.request_of(row)
-        prompt, messages = _prompt(row)
-        sampling = _sampling(row, defaults, index)
-        tools, echo = parse_tools(row.get("tools"), messages), _echo(row, prompt)
+        request = (_question if task == "score" else _request)(row, index, row_id, defaults)
+        if form == "openai" and row["logprobs"] is not None:
+            told = replace(request.sampling, logprobs=row["logprobs"])
+            request = replace(request, sampling=told)
         if escapes:
-            _check_characters([prompt, messages, sampling.stop, tools])
-        return Request(index, row_id, sampling, prompt, messages, tools, echo)
+            own = [request.prompt, request.messages, request.tools]
+            _check_characters([own, request.sampling.stop, request.continuations])
+        return request
     except RowError as error:
         return Failure(index, row_id, error.code, str(error))
     except RecursionError:
         return Failure(index, row_id, "not_json", "nested too deeply")
+
+
+def _request(row: dict[str, Any], index: int, row_id: str, defaults: GenerationSpec) -> Request:
+    prompt, messages = _prompt(row)
+    sampling = _sampling(row, defaults, index)
+    tools, echo = parse_tools(row.get("tools"), messages), _echo(row, prompt)
+    return Request(index, row_id, sampling, prompt, messages, tools, echo)
+
+
+def _question(row: dict[str, Any], index: int, row_id: str, _: GenerationSpec) -> Request:
+    prompt, given = questions.parse_given(row)
+    messages = None if given is None else parse_messages(given)
+    tools = parse_tools(row.get("tools"), messages)
+    asked = questions.parse_continuations(row)
+    return Request(index, row_id, Sampling(), prompt, messages, tools, continuations=asked)
 
 
 def _decode(data: bytes) -> str:

@@ -15,14 +15,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from launcher.errors import Problem, SpecError
-from launcher.job.nodes import Node, parse
+from launcher.job import tasks
+from launcher.job.nodes import MAX_VALUES, Node, parse
 from launcher.job.overrides import apply_overrides
 from launcher.job.paths import resolve_paths
 from launcher.job.problems import explain
 from launcher.job.redact import SECRET, redact, secret_problems
 from launcher.job.site import apply_site
 from launcher.job.slurm import SlurmSpec
-from launcher.job.source import read_text
+from launcher.job.source import MAX_BYTES, read_text
 from launcher.job.spec import JobSpec
 from launcher.job.typed import looks_like_number, typed
 
@@ -74,9 +75,25 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> LoadedSpec:
     return LoadedSpec(spec, path.absolute(), text, root)
 
 
+def loaded_from(spec: JobSpec, overrides: Sequence[str] = ()) -> LoadedSpec:
+    """A spec that was made in Python, as if the working directory had a file of what was said in it.
+
+    Raises SpecError.
+    """
+    said = spec.model_dump(mode="json", exclude_unset=True, exclude=set(tasks.foreign(spec.task)))
+    text, path = _yaml(said), Path("JobSpec")
+    try:
+        whole, root = _read(text, path, overrides)
+    except SpecError as error:
+        raise _report(error.problems) from None
+    return LoadedSpec(whole, path.absolute(), text, root)
+
+
 def load_resolved(path: Path | str) -> JobSpec:
     """A spec that ``dump_spec`` wrote: nothing is left to resolve in it."""
-    root, problems = parse(read_text(Path(path)), str(path))
+    # Longer than what it was made of: its paths are absolute, and every default is in it.
+    text = read_text(Path(path), 64 * MAX_BYTES)
+    root, problems = parse(text, str(path), 2 * MAX_VALUES)
     try:
         return _validated(root, typed(root, JobSpec, problems), problems)
     except SpecError as error:
@@ -94,6 +111,7 @@ def _read(text: str, path: Path, overrides: Sequence[str]) -> tuple[JobSpec, Nod
 
 def _validated(root: Node, data: Any, problems: list[Problem]) -> JobSpec:
     """``data`` as a spec; SpecError with what is wrong with it and ``problems``, once per place."""
+    problems += tasks.misplaced(root, data)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
@@ -106,10 +124,14 @@ def _validated(root: Node, data: Any, problems: list[Problem]) -> JobSpec:
 
 def dump_spec(spec: JobSpec) -> str:
     """job.yaml: the whole spec as YAML, which loads to an equal one."""
-    data = spec.model_dump(mode="json")
+    data = spec.model_dump(mode="json", exclude=set(tasks.foreign(spec.task)))
     # An option of sbatch that nobody asked for is left out; the site's were filled in long ago.
     asked = {key: value for key, value in data["slurm"].items() if value is not None}
     data["slurm"] = {"site": None} | asked
+    return _yaml(data)
+
+
+def _yaml(data: dict[str, Any]) -> str:
     return yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9, indent=2
     )
@@ -120,6 +142,12 @@ def json_schema() -> dict[str, Any]:
     schema = JobSpec.model_json_schema()
     slurm = schema["$defs"][SlurmSpec.__name__]["properties"]
     slurm |= {name.replace("_", "-"): rule for name, rule in slurm.items()}
+    needed = schema.pop("required")
+    is_script = {"task": {"const": tasks.SCRIPT}}
+    schema["anyOf"] = [
+        {"properties": is_script, "required": ["name", "task", "script"]},
+        {"required": needed},
+    ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

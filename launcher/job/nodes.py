@@ -17,7 +17,8 @@ from launcher.errors import Problem, SpecError
 
 MAX_DEPTH = 50
 MAX_PROBLEMS = 50
-MAX_VALUES = 20_000
+MAX_VALUES = 10_000
+MAX_TEXT = 1 << 16  # characters of a value
 
 # libyaml where PyYAML was built with it: a hostile megabyte costs milliseconds, not seconds.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -60,8 +61,8 @@ def place(name: str, text: str, offset: int) -> str:
     return f"{name}:{line}:{offset - start}"
 
 
-def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
-    """The mapping that ``text`` holds, and what is wrong with it.
+def parse(text: str, name: str, most: int = MAX_VALUES) -> tuple[Node, list[Problem]]:
+    """The mapping that ``text``, of ``most`` values at most, holds, and what is wrong with it.
 
     Raises SpecError where nothing more can be read behind the mistake.
     """
@@ -69,7 +70,7 @@ def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
     if bad:
         what = f"the character U+{ord(bad.group()):04X} is not allowed"
         raise SpecError([Problem(place(name, text, bad.start()), what)])
-    reader = _Reader(text, lambda mark: f"{name}:{mark.line + 1}:{mark.column + 1}")
+    reader = _Reader(text, lambda mark: f"{name}:{mark.line + 1}:{mark.column + 1}", most)
     root = reader.document(f"{name}:1:1")
     if root.is_null():
         root.value = {}
@@ -88,10 +89,10 @@ def parse_flow(text: str, label: str) -> tuple[Node, list[Problem]]:
 class _Reader:
     """Makes nodes of PyYAML's events, so that no alias is followed and no tag obeyed."""
 
-    def __init__(self, text: str, where: Callable[[Any], str]) -> None:
+    def __init__(self, text: str, where: Callable[[Any], str], most: int = MAX_VALUES) -> None:
         self.problems: list[Problem] = []
         self._where = where
-        self._values = 0
+        self._values, self._most = 0, most
         self._events = self._read(text)
 
     def problem(self, where: str, what: str, hint: str | None = None) -> None:
@@ -136,10 +137,15 @@ class _Reader:
             self.problem(where, f"aliases (*{str(event.anchor)[:40]}) are not allowed", hint)
             return Node("", where, key_where)
         self._values += 1
-        if self._values > MAX_VALUES:
-            raise SpecError([*self.problems, Problem(where, f"more than {MAX_VALUES} values")])
+        if self._values > self._most:
+            raise SpecError([*self.problems, Problem(where, f"more than {self._most} values")])
         self._check_properties(event, where)
         if isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > MAX_TEXT:
+                self.problem(
+                    where, f"a value of over {MAX_TEXT:,} characters", "name a file instead"
+                )
+                return Node("", where, key_where, plain=not event.style)
             if _UNWRITABLE.search(event.value):
                 self.problem(where, "a character that no file can hold is escaped here")
             return Node(event.value, where, key_where, plain=not event.style)

@@ -17,7 +17,21 @@ def resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     _change(given, "path", lambda path: _input(path, base))
     _change(given, "template", lambda t: t if t in {"auto", "none"} else _absolute(t, base))
     _change(options, "offload_dir", lambda path: _absolute(path, base))
+    _script(data.get("script"), data.get("accelerate"), base)
     return data
+
+
+def _script(script: Any, accelerate: Any, base: Path) -> None:
+    if isinstance(script, dict):
+        script.setdefault("directory", ".")
+    deepspeed = accelerate.get("deepspeed") if isinstance(accelerate, dict) else None
+    for section, key in (
+        (script, "path"),
+        (script, "directory"),
+        (deepspeed, "config_file"),
+        (deepspeed, "deepspeed_config_file"),
+    ):
+        _change(section, key, lambda path: _absolute(path, base))
 
 
 def _change(section: Any, key: str, function: Callable[[str], str]) -> None:

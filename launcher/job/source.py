@@ -9,10 +9,10 @@ from launcher.errors import Problem, SpecError, UsageError
 MAX_BYTES = 1 << 20
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
     """The file's text, a byte order mark taken off.
 
-    Raises UsageError if it can't be read, SpecError if it is over 1 MiB or not UTF-8.
+    Raises UsageError if it can't be read, SpecError if it has over ``most`` bytes or is not UTF-8.
     """
     if path.exists() and not path.is_file():
         raise UsageError(
@@ -22,15 +22,16 @@ def read_text(path: Path) -> str:
         )
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise UsageError(
             f"can't read the file: {error.strerror or error}",
             where=str(path),
             fix="give the path of a YAML file; configs/ has some to start from",
         ) from None
-    if len(data) > MAX_BYTES:
-        raise SpecError([Problem(str(path), "larger than 1 MiB", "prompts belong to input.path")])
+    if len(data) > most:
+        what = f"larger than {most >> 20} MiB"
+        raise SpecError([Problem(str(path), what, "prompts belong to input.path")])
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from launcher.job import tasks
+from launcher.job.script import ScriptSpec
 from launcher.job.section import Auto, Count, Matching, Ranks, Seconds, Section
 from launcher.job.slurm import SlurmSpec
 
@@ -122,6 +124,9 @@ class LimitsSpec(Section):
     step: Seconds = 60.0
     stall: Seconds = 120.0
     drain: Seconds = 60.0
+    total: Seconds | None = Field(
+        None, description="of all attempts of a world together; then it is drained, for good"
+    )
 
 
 class NotifySpec(Section):
@@ -149,11 +154,20 @@ class JobSpec(Section):
     batch: BatchSpec = BatchSpec()
     input: InputSpec
     generation: GenerationSpec = GenerationSpec()
+    script: ScriptSpec | None = None
+    accelerate: dict[str, Any] = Field(
+        default_factory=dict, description="of a script: options of the installed accelerate"
+    )
     output: OutputSpec = OutputSpec()
     resources: ResourcesSpec = ResourcesSpec()
     slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()
     notify: NotifySpec = NotifySpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        return tasks.filled(data) if isinstance(data, dict) else data
 
     def with_model(self, path: str, revision: str | None) -> JobSpec:
         """This spec with its model at ``path``, at that revision."""

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher import crash
 from launcher.errors import Busy
 from launcher.records import Attempt
-from launcher.run import Run, read_json, write_json
+from launcher.run import Run, read_json, sync_file, write_json
 
 
 def open_attempt(run: Run, world: int, info: dict[str, Any]) -> Attempt:
@@ -28,6 +29,9 @@ def open_attempt(run: Run, world: int, info: dict[str, Any]) -> Attempt:
             where=str(run.path),
             fix=f"launcher status {run.path}",
         ) from None
+    crash.point("made", run.attempts)
+    sync_file(run.attempts)  # else a power cut may forget it, and its number would be taken again
+    crash.point("synced", run.attempts)
     journals = [path for before in earlier for path in run.list_journals(before)]
     fences = {path.name: _size(path) for path in journals}
     told = {"attempt": attempt.name, "started": time.time(), **info, "fences": fences}

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import crash
 from launcher.errors import Busy
 from launcher.input.files import told
 from launcher.input.index import InputIndex
@@ -39,7 +40,9 @@ class Claims:
         self._token = run.claimant(attempt, rank)
         with told("cannot claim rows", run.claims):
             self._token.write_text(f"{attempt.name} r{rank}\n")
+            crash.point("written", self._token)
             sync_file(self._token)
+            crash.point("synced", self._token)
         # Multiples of irrational numbers fall evenly between 0 and 1: ranks start far from each other,
         # without having to know how many they are.
         share = (rank * 0.6180339887 + attempt.world * 0.4142135624) % 1
@@ -109,6 +112,7 @@ class Claims:
                 self._token
             ):  # NFS may have lost the answer to a link that was made
                 return None
+        crash.point("linked", self._token)
         return Chunk(number, generation, self._rows_left(number))
 
     def _held(self) -> dict[int, int]:

@@ -6,6 +6,7 @@ import os
 import threading
 from types import TracebackType
 
+from launcher import crash
 from launcher.errors import Busy, RunFailed
 from launcher.input.results import Record, encode_line
 from launcher.records import Attempt
@@ -40,7 +41,9 @@ class Journal:
             raise Busy("another process writes this rank's journal", where=str(self.path)) from None
         except OSError as error:
             raise self._failed(error) from error
+        crash.point("opened", self.path)
         sync_file(self.path.parent)  # else a power cut may lose the file with all its rows
+        crash.point("synced", self.path)
         self._thread = threading.Thread(target=self._flush_forever, name="journal", daemon=True)
         self._thread.start()
 
@@ -95,8 +98,10 @@ class Journal:
         try:
             while lines := self._take():
                 _write_all(self._file, b"".join(lines))
+                crash.point("written", self.path)
                 os.fdatasync(self._file)
                 self.synced += len(lines)
+                crash.point("durable", self.path)
                 self._stop.wait(PAUSE_S)
         except OSError as error:
             self._error = (

@@ -21,12 +21,14 @@ MOST_PROBLEMS = 20
 def write_manifest(run: Run, counts: Counts) -> None:
     """Declare the run complete: call it when all other files are there. Raises PreflightError."""
     with told("cannot write the manifest", run.path, "make room there; nothing is lost"):
-        index = InputIndex(run.input)
+        index = InputIndex(run.input) if run.has_rows else None
         manifest = {
             "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
             "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
-            "sha256": {path.name: _sha256(path) for path in _results_of(run, index)},
-            "input": _input(index),
+            "sha256": {path.name: _sha256(path) for path in _results_of(run, index)}
+            if index
+            else {},
+            "input": _input(index) if index else [],
         }
         write_json(run.manifest, manifest)
 
@@ -40,6 +42,8 @@ def verify(run: Run) -> list[str]:
     manifest = read_json(run.manifest)
     if manifest is None:
         return ["the run is not complete: it has no manifest.json"]
+    if not run.has_rows:
+        return []  # what a script made, it alone can judge
     index = InputIndex(run.input)
     return list(islice(_problems(run, manifest, index), MOST_PROBLEMS))
 

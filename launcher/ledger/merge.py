@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import logs
+from launcher.disk import sweep
 from launcher.errors import PreflightError
 from launcher.input.files import Readers, told
 from launcher.input.index import InputIndex, Kind
@@ -91,6 +92,7 @@ class _Found:
 
 
 def _write(run: Run, index: InputIndex, found: _Found) -> Counts:
+    sweep(run.path)
     form, readers = index.meta.output_format, Readers()
     ok = prompt_tokens = completion_tokens = 0
     with (
@@ -113,7 +115,7 @@ def _write(run: Run, index: InputIndex, found: _Found) -> Counts:
     readers.close()
     if form == "parquet":
         with publish(run.table) as table:
-            write_table(run.outputs, table)
+            write_table(run.outputs, table, index.meta.task)
     return Counts(len(index), ok, len(index) - ok, prompt_tokens, completion_tokens)
 
 

@@ -72,18 +72,22 @@ class Scan:
 class Finished:
     """Which rows have a record: ``done`` and ``failed`` (a part of them) are bool arrays by row.
 
-    ``update`` reads what was appended since the last time, honouring the fences.
+    A script's run has no rows. ``update`` reads what was appended since the last time, honouring the fences.
     """
 
     def __init__(self, run: Run, index: InputIndex | None = None) -> None:
         import numpy
 
         self._run = run
-        self._index = index or InputIndex(run.input)
-        self.done: numpy.ndarray = numpy.zeros(len(self._index), dtype=bool)
-        self.failed: numpy.ndarray = numpy.zeros(len(self._index), dtype=bool)
-        self._scans: dict[Path, Scan] = {self._index.bad: Scan(self._index.bad)}
-        self._read(self._scans[self._index.bad])
+        self._scans: dict[Path, Scan] = {}
+        if index is None and run.has_rows:
+            index = InputIndex(run.input)
+        rows = 0 if index is None else len(index)
+        self.done: numpy.ndarray = numpy.zeros(rows, dtype=bool)
+        self.failed: numpy.ndarray = numpy.zeros(rows, dtype=bool)
+        if index is not None:
+            self._scans[index.bad] = Scan(index.bad)
+            self._read(self._scans[index.bad])
 
     def update(self, journals: list[Path] | None = None) -> Finished:
         """Read on in ``journals``, or in all there are."""

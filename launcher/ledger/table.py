@@ -10,25 +10,42 @@ from typing import Any
 
 from launcher.input.columnar import require_pyarrow
 
-# Of a row of outputs.jsonl; every column is there in every file, so that files of several runs go together.
-COLUMNS = {
-    "index": "int64",
-    "id": "string",
-    "text": "string",
-    "finish_reason": "string",
-    "prompt_tokens": "int64",
-    "completion_tokens": "int64",
+# Of a row of outputs.jsonl, by task; every column is there in every file, so that files of several runs go together.
+_TOKENS = {"prompt_tokens": "int64", "completion_tokens": "int64"}
+COLUMNS: dict[str, dict[str, str]] = {
+    "generate": {
+        "index": "int64",
+        "id": "string",
+        "text": "string",
+        "finish_reason": "string",
+        **_TOKENS,
+    },
+    "score": {
+        "index": "int64",
+        "id": "string",
+        "scores": "scores",
+        "best": "int64",
+        "best_mean": "int64",
+        **_TOKENS,
+    },
 }
 GROUP_ROWS, GROUP_BYTES = 16_384, 8 << 20
 
 
-def write_table(outputs: Path, target: Path) -> None:
-    """Write the rows of ``outputs`` (outputs.jsonl) to ``target``. Raises PreflightError without pyarrow."""
+def write_table(outputs: Path, target: Path, task: str = "generate") -> None:
+    """Write the rows of ``outputs`` (outputs.jsonl of ``task``) to ``target``. Raises PreflightError without pyarrow."""
     require_pyarrow("output.format: parquet")
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema(list(COLUMNS.items()))
+    number, numbers = pyarrow.float64(), pyarrow.list_(pyarrow.float64())
+    score = {"logprob": number, "mean_logprob": number, "tokens": numbers}
+    score["token_ids"] = pyarrow.list_(pyarrow.int64())
+    scores = pyarrow.list_(pyarrow.struct(list(score.items())))
+    columns = COLUMNS[task].items()
+    schema = pyarrow.schema(
+        [(name, scores if kind == "scores" else kind) for name, kind in columns]
+    )
     with parquet.ParquetWriter(target, schema) as writer, outputs.open("rb") as lines:
         while group := list(_group(lines)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))

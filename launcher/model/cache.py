@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-BLOCK = 256  # positions that a cache grows by
+from launcher.plan.memory import BLOCK
 
 
 class Access(Protocol):

@@ -1,19 +1,29 @@
-"""Gang: the ranks of one world, joined. Ranks exchange tensors of bytes, never pickled objects."""
+"""Gang: the ranks of one world, joined. Ranks exchange tensors of bytes, never pickled objects.
+
+The store at which they meet answers, and obeys, whoever calls its port, and so do theirs. So what comes out of it is
+sealed, and each connection has to prove that a rank of this attempt is at its other end.
+"""
 
 from __future__ import annotations
 
+import hmac
+import secrets
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from launcher.errors import PreflightError
+from launcher.model.sealed import SealedStore
 
 HOST_BYTES = 64
 PINGS = 8
+PROOF = 32  # bytes of a challenge, and of its answer
 
 
 @dataclass(frozen=True)
@@ -21,42 +31,74 @@ class Gang:
     """This process's place among the ranks of its world.
 
     ``hosts`` has a name per rank. ``clock_offset`` is what to add to this host's ``time.time()`` to get
-    that of rank 0, in seconds, estimated from the fastest of a few round trips.
+    that of rank 0, in seconds, estimated from the fastest of a few round trips. ``key`` is known to these ranks alone.
     """
 
     rank: int
     size: int
     hosts: tuple[str, ...]
     clock_offset: float
+    key: bytes = field(default=b"", repr=False, compare=False)
+    # Kept: torch does not, and groups that are made later need its methods.
+    store: SealedStore | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def join(cls, rank: int, size: int, fingerprint: int, timeout_s: float) -> Gang:
-        """Meet the other ranks over gloo. ``fingerprint`` (below 2**63) must be the same on all of them.
+    def join(cls, rank: int, size: int, key: bytes, timeout_s: float) -> Gang:
+        """Meet the other ranks over gloo. All of them have the same ``key``.
 
-        Raises PreflightError where ranks of different runs or plans meet.
+        Raises PreflightError where ranks of different runs or plans meet, or somebody else is among them.
         """
         if size == 1:
             return cls(0, 1, (socket.gethostname(),), 0.0)
-        dist.init_process_group(
-            "gloo", timeout=timedelta(seconds=timeout_s), rank=rank, world_size=size
-        )
-        hosts = _all_hosts(size)
-        prints = torch.empty(size, dtype=torch.int64)
-        dist.all_gather_into_tensor(prints, torch.tensor([fingerprint]))
-        if not bool((prints == fingerprint).all()):
-            raise PreflightError(
-                f"ranks {[i for i in range(size) if prints[i] != fingerprint]} run another plan",
-                where=f"rank {rank} on {hosts[rank]}",
-                cause="processes of another run listen on this run's rendezvous port",
-                fix="launcher resume chooses a new port",
-            )
-        return cls(rank, size, hosts, _clock_offset(rank, size))
+        timeout = timedelta(seconds=timeout_s)
+        plain = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+        plain.set_timeout(timeout)
+        store = SealedStore(plain, key)
+        dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=size)
+        prove(key, rank, range(size))
+        return cls(rank, size, _all_hosts(size), _clock_offset(rank, size), key, store)
 
     def leave(self) -> None:
         """End the process group; every rank must call it. Without it processes abort at exit."""
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def prove(key: bytes, rank: int, ranks: Sequence[int], handle: Any = None) -> None:
+    """Hold that each connection between ``ranks``, whose gloo group is ``handle``, has one of them at either end: who
+    is challenged answers with what only ``key`` makes of the challenge. All of them call it at once.
+
+    Raises PreflightError. What somebody between two ranks does to their bytes afterwards is not noticed.
+    """
+    challenge = secrets.token_bytes(PROOF)
+    challenges = _exchanged([challenge] * len(ranks), handle)
+    answers = [_answer(key, rank, peer, c) for peer, c in zip(ranks, challenges, strict=True)]
+    answers = _exchanged(answers, handle)
+    strangers = [
+        peer
+        for peer, answer in zip(ranks, answers, strict=True)
+        if not hmac.compare_digest(answer, _answer(key, peer, rank, challenge))
+    ]
+    if strangers:
+        raise PreflightError(
+            f"what answers as ranks {strangers} is none of this attempt, or has another plan",
+            where=f"rank {rank} on {socket.gethostname()}",
+            cause="another program uses this run's rendezvous port",
+            fix="launcher resume chooses a new port",
+        )
+
+
+def _answer(key: bytes, speaker: int, hearer: int, challenge: bytes) -> bytes:
+    return hmac.digest(key, f"{speaker} to {hearer} ".encode() + challenge, "sha256")
+
+
+def _exchanged(pieces: list[bytes], handle: Any) -> list[bytes]:
+    """The first piece to the first rank of the group, the second to the second; what each of them sent here."""
+    sent = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=handle)
+    return [bytes(piece.tolist()) for piece in received.split(PROOF)]
 
 
 def _all_hosts(size: int) -> tuple[str, ...]:

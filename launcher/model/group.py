@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from launcher.errors import PeerLost
 from launcher.measure.spans import Recorder
-from launcher.model.gang import Gang
+from launcher.model.gang import Gang, prove
 from launcher.model.link import FOREVER
 from launcher.model.shared import SharedSum
 
@@ -43,6 +43,8 @@ class TensorGroup:
             backend = "nccl" if device == "cuda" else "gloo"
             handle = dist.new_group(ranks, timeout=FOREVER, backend=backend)
             if gang.rank in ranks:
+                if backend == "gloo":
+                    prove(gang.key, gang.rank, ranks, handle)
                 names = tuple(f"rank {rank} on {gang.hosts[rank]}" for rank in ranks)
                 found = cls(names, gang.rank - first, handle, device)
         assert found is not None, "the gang has no such rank"

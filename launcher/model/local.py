@@ -11,7 +11,7 @@ import torch
 from launcher.measure.device import Timer, timer
 from launcher.measure.spans import Recorder
 from launcher.model.runner import StageRunner
-from launcher.model.sampling import draw
+from launcher.model.sampling import outcome
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
 
@@ -22,7 +22,8 @@ class Runner(Protocol):
     device: torch.device
 
     def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states (t, d) for the next stage, or logits (b, vocabulary) on the last."""
+        """Hidden states (t, d) for the next stage; on the last logits (b, vocabulary), or the log-probabilities (n,)
+        that the step asks for."""
 
     def close(self) -> None:
         """Give up what it holds."""
@@ -44,11 +45,11 @@ class RunnerStepModel:
             self._timer.span(step.kind, 0, step.group, self._steps),
             torch.inference_mode(),
         ):
-            self._finished.append(Tokens(draw(self._runner.run(step), step.sampling)))
+            self._finished.append(Tokens(outcome(self._runner.run(step), step)))
         self._steps += 1
 
     def collect(self) -> torch.Tensor:
-        """The tokens of the oldest step that was not collected yet."""
+        """What the oldest step yields that was not collected yet."""
         tokens = self._finished.popleft().wait()
         self._timer.poll()
         return tokens
@@ -69,7 +70,7 @@ class LocalStepModel(RunnerStepModel):
 
 
 class Tokens:
-    """Tokens on their way to the CPU; the copy is queued at once, so it waits for no later step."""
+    """Tokens, or log-probabilities, on their way to the CPU; the copy is queued at once, so it waits for no later step."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         self._tokens = tokens.to("cpu", non_blocking=True)

@@ -10,18 +10,55 @@ import torch
 
 from launcher.errors import PreflightError
 from launcher.model.attention import Piece
+from launcher.model.step import Step
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Row and position of each query (b, q) and of each key (b or 1, s); same row means same sequence."""
+    """Row and position of each query (b, q) and of each key (b or 1, s); same row means same sequence. Where
+    queries disagree on the positions of keys, those are (b, q, s)."""
 
     query_rows: torch.Tensor
     query_positions: torch.Tensor
     key_rows: torch.Tensor
     key_positions: torch.Tensor
+
+
+HIDDEN = 2**62  # the position of a key that a query is not to see: after it
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Tokens of a pass: their ``positions`` (t,) in their sequences, and where those branch, what they see of
+    their slots: ``bases`` and ``shifts`` (t,) as Scoring has them."""
+
+    positions: torch.Tensor
+    bases: torch.Tensor | None = None
+    shifts: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, places: torch.Tensor, step: Step, device: torch.device) -> Queries:
+        """Of the tokens at these places (t,) of their slots, in the step's order if it branches."""
+        if step.scoring is None:
+            return cls(places.to(device, non_blocking=True))
+        bases, shifts = step.scoring.bases, step.scoring.shifts
+        tensors = (places - shifts, bases, shifts)
+        return cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def part(self, some: slice) -> Queries:
+        if self.bases is None or self.shifts is None:
+            return Queries(self.positions[some])
+        return Queries(self.positions[some], self.bases[some], self.shifts[some])
+
+    def keys(self, places: torch.Tensor) -> torch.Tensor:
+        """Positions of the keys at these places (s,) of the slots as each query has them, (t or 1, s)."""
+        if self.bases is None or self.shifts is None:
+            return places[None]
+        bases, shifts = self.bases[:, None], self.shifts[:, None]
+        own = places[None] - shifts
+        return places.where(places < bases, own.where(own >= bases, HIDDEN))
 
 
 class Masks:
@@ -47,28 +84,28 @@ class Masks:
         return self._form(places, self._only_kind(), dtype)
 
     def flat(
-        self, pieces: Sequence[Piece], positions: torch.Tensor, numbers: int, dtype: torch.dtype
+        self, pieces: Sequence[Piece], queries: Queries, numbers: int, dtype: torch.dtype
     ) -> Mask:
-        """(1, 1, 1, numbers) to add, piece by piece its tokens x its length, where the tokens of the pass have these
-        ``positions`` (t,) in their rows; a dict by kind where layers differ."""
+        """(1, 1, 1, numbers) to add, piece by piece its tokens x its length, where the tokens of the pass are these
+        ``queries``; a dict by kind where layers differ."""
         if self.kinds is not None:
-            return {
-                kind: self._flat(pieces, positions, numbers, dtype, kind) for kind in self.kinds
-            }
-        return self._flat(pieces, positions, numbers, dtype, self._only_kind())
+            return {kind: self._flat(pieces, queries, numbers, dtype, kind) for kind in self.kinds}
+        return self._flat(pieces, queries, numbers, dtype, self._only_kind())
 
     def _flat(
         self,
         pieces: Sequence[Piece],
-        positions: torch.Tensor,
+        queries: Queries,
         numbers: int,
         dtype: torch.dtype,
         kind: str,
     ) -> torch.Tensor:
-        found = torch.zeros(numbers, dtype=dtype, device=positions.device)
+        device = queries.positions.device
+        found = torch.zeros(numbers, dtype=dtype, device=device)
         for piece in pieces:
-            keys = torch.arange(piece.length, device=positions.device)[None]
-            visible = self._visible(positions[piece.queries, None], keys, kind)
+            own = queries.part(piece.queries)
+            keys = own.keys(torch.arange(piece.length, device=device))
+            visible = self._visible(own.positions[:, None], keys, kind)
             found[piece.mask].view(visible.shape).masked_fill_(visible.logical_not_(), -torch.inf)
         return found[None, None, None]
 
@@ -94,7 +131,9 @@ class Masks:
         )
 
     def _allowed(self, places: Places, kind: str) -> torch.Tensor:
-        query, key = places.query_positions[:, :, None], places.key_positions[:, None, :]
+        query, key = places.query_positions[:, :, None], places.key_positions
+        if key.dim() == 2:
+            key = key[:, None, :]
         allowed = self._visible(query, key, kind)
         if places.query_rows is not places.key_rows:
             allowed &= places.query_rows[:, :, None] == places.key_rows[:, None, :]

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from launcher.model.link import ENVELOPE
-from launcher.model.step import Step, StepSampling
+from launcher.model.step import MOST_ASKED, MOST_ROWS, Scoring, Step, StepSampling
 from launcher.plan.plan import Batch
 
-HEADER = ENVELOPE + 4  # kind, rows, widest row, columns
+HEADER = ENVELOPE + 6  # kind, rows, widest row, columns, log-probabilities asked for, tops
 KINDS = ("stop", "prefill", "decode")
 _COLUMNS = 3  # words per row: slot, start, count
 _SAMPLING = 5  # and where a row is sampled: temperature, top_p, top_k, seed, position
+_SCORING = 2  # words per token of a step that scores, its base and shift; and per token asked about
+_NONE = -1  # in place of a number of log-probabilities, or of tops
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,18 @@ class Form:
     def buffer(self, batch: Batch) -> torch.Tensor:
         """Room for the longest message that ``batch`` can lead to."""
         tokens = max(batch.slots, batch.prefill_chunk)
-        rows = HEADER + batch.slots * (_COLUMNS + _SAMPLING)
-        return torch.empty(rows + self._words(tokens), dtype=torch.int64)
+        rows = max(batch.slots * (_COLUMNS + _SAMPLING), MOST_ROWS * batch.slots * _COLUMNS)
+        scoring = tokens * _SCORING * (1 + MOST_ASKED)
+        return torch.empty(HEADER + rows + scoring + self._words(tokens), dtype=torch.int64)
 
     def pack(self, message: Message) -> torch.Tensor:
         """The message on the CPU, (n,) int64; its hidden states may be on any device."""
         step, hidden = message.step, message.hidden
         columns = [step.slots, step.starts, step.counts, *_columns(step.sampling)]
-        rows, widest = step.tokens.shape
-        head = [0, step.group, message.number, KINDS.index(step.kind), rows, widest, len(columns)]
-        words = torch.cat([torch.tensor(head), *columns])
+        asked = _NONE if step.scoring is None else step.answers
+        of = [0, step.group, message.number, KINDS.index(step.kind), *step.tokens.shape]
+        head = torch.tensor([*of, len(columns), asked, _NONE if step.tops is None else step.tops])
+        words = torch.cat([head, *columns, *_scoring_parts(step.scoring)])
         data = torch.empty(len(words) + self._words(len(hidden)), dtype=torch.int64)
         data[: len(words)] = words
         self._hidden(data[len(words) :], len(hidden)).copy_(hidden)
@@ -62,13 +66,18 @@ class Form:
 
     def unpack(self, data: torch.Tensor) -> Message | None:
         """The message at the head of ``data``; None if it is ``stop``."""
-        _, group, number, kind, rows, widest, width = data[:HEADER].tolist()
+        _, group, number, kind, rows, widest, width, asked, tops = data[:HEADER].tolist()
         if KINDS[kind] == "stop":
             return None
         end = HEADER + rows * width
         # A copy: the next message is received into the same buffer.
         columns = list(data[HEADER:end].view(width, rows).clone())
         slots, starts, counts = columns[:_COLUMNS]
+        tokens, scoring = int(counts.sum()), None
+        if asked != _NONE:
+            sizes = [tokens, tokens, asked, asked]
+            scoring = Scoring(*data[end : end + sum(sizes)].clone().split(sizes))
+            end += sum(sizes)
         step = Step(
             group=group,
             kind=KINDS[kind],
@@ -77,8 +86,10 @@ class Form:
             starts=starts,
             counts=counts,
             sampling=_sampling(columns[_COLUMNS:]),
+            scoring=scoring,
+            tops=None if tops == _NONE else tops,
         )
-        return Message(step, number, self._hidden(data[end:], int(counts.sum())))
+        return Message(step, number, self._hidden(data[end:], tokens))
 
     def _words(self, tokens: int) -> int:
         return -(-tokens * self.width * self.dtype.itemsize // 8)
@@ -94,7 +105,7 @@ STEPS_FORM = Form(
 
 def announce(step: Step, number: int) -> torch.Tensor:
     """``step`` for a rank that computes the same: its tokens and no sampling, as only one rank draws."""
-    told = replace(step, sampling=None)
+    told = replace(step, sampling=None, tops=None)
     return STEPS_FORM.pack(Message(told, number, step.valid_tokens()[:, None]))
 
 
@@ -103,10 +114,26 @@ def stop() -> torch.Tensor:
     return torch.zeros(HEADER, dtype=torch.int64)
 
 
-def answer(message: Message, tokens: torch.Tensor) -> torch.Tensor:
-    """What the last stage sends to the first: the tokens (b,) of a step."""
+def answer(message: Message, found: torch.Tensor) -> torch.Tensor:
+    """What the last stage sends to the first: what a step yields."""
     head = torch.tensor([0, message.step.group, message.number])
-    return torch.cat([head, tokens.to("cpu", torch.int64)])
+    if found.is_floating_point():
+        found = found.to("cpu", torch.float64).flatten().view(torch.int64)
+    return torch.cat([head, found.to("cpu", torch.int64)])
+
+
+def answered(data: torch.Tensor, step: Step) -> torch.Tensor:
+    """What ``step`` yields, of the message that ``answer`` made."""
+    found = data[ENVELOPE:]
+    if step.tops is not None:
+        return found.view(torch.float64).view(len(step.slots), -1)
+    return found if step.scoring is None else found.view(torch.float64)
+
+
+def _scoring_parts(scoring: Scoring | None) -> list[torch.Tensor]:
+    if scoring is None:
+        return []
+    return [scoring.bases, scoring.shifts, scoring.places, scoring.targets]
 
 
 def _columns(sampling: StepSampling | None) -> list[torch.Tensor]:

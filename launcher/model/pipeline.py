@@ -26,8 +26,8 @@ from launcher.model.gang import Gang
 from launcher.model.group import GroupTimer, TensorGroup
 from launcher.model.link import ENVELOPE, Inbox, Outbox, Peer, Side
 from launcher.model.local import Runner, Tokens
-from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, stop
-from launcher.model.sampling import draw
+from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, answered, stop
+from launcher.model.sampling import outcome
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
 
@@ -147,6 +147,7 @@ class PipelineStepModel:
         self._stage = _Stage(runner, chain, recorder)
         self._mates = chain.mates(self._stage.side)
         self._drawn: deque[Tokens] = deque()  # where there is one stage
+        self._sent: deque[Step] = deque()  # where there are several
         self._steps = 0
 
     def launch(self, step: Step) -> None:
@@ -158,20 +159,21 @@ class PipelineStepModel:
                 mate.send(data.clone())
         if stage.chain.draws:
             with stage.computing(step, number):
-                self._drawn.append(Tokens(draw(stage.runner.run(step), step.sampling)))
+                self._drawn.append(Tokens(outcome(stage.runner.run(step), step)))
         else:
-            stage.inbox.post(torch.empty(ENVELOPE + len(step.slots), dtype=torch.int64))
+            stage.inbox.post(torch.empty(ENVELOPE + step.answers, dtype=torch.int64))
+            self._sent.append(step)
             with stage.computing(step, number):
                 hidden = stage.runner.run(step)
             stage.pass_on(step, number, hidden)
         self._steps += 1
 
     def collect(self) -> torch.Tensor:
-        """The tokens of the oldest step in flight, when the last stage has sent them."""
+        """What the oldest step in flight yields, when the last stage has sent it."""
         if self._drawn:
             tokens = self._drawn.popleft().wait()
         else:
-            tokens = self._stage.inbox.receive()[ENVELOPE:]
+            tokens = answered(self._stage.inbox.receive(), self._sent.popleft())
         self._stage.timer.poll()
         return tokens
 
@@ -227,8 +229,8 @@ class ServingStage:
         )
         with stage.computing(step, number):
             result = stage.runner.run(step, hidden)
-            tokens = draw(result, step.sampling) if stage.chain.draws else None
-        if tokens is not None:
-            stage.outbox.send(answer(message, tokens))
+            found = outcome(result, step) if stage.chain.draws else None
+        if found is not None:
+            stage.outbox.send(answer(message, found))
         elif not stage.chain.last:
             stage.pass_on(step, number, result)

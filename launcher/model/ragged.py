@@ -9,7 +9,7 @@ import torch
 
 from launcher.model.attention import Piece, Pieces
 from launcher.model.cache import InPlace, SlotCache
-from launcher.model.masks import Mask, Masks
+from launcher.model.masks import Mask, Masks, Queries
 from launcher.model.step import Step
 
 SHORT = 64  # positions: rows whose lengths differ by less attend together
@@ -17,7 +17,8 @@ SHORT = 64  # positions: rows whose lengths differ by less attend together
 
 @dataclass(frozen=True)
 class Ragged:
-    """The tokens of a step in the order of its pass: rows of one token first, those of similar length together.
+    """The tokens of a step in the order of its pass: rows of one token first, those of similar length together. A step
+    that branches keeps its order, since a slot may be in several of its rows.
 
     ``order`` are the step's rows in that order; ``access`` has their places in the cache.
     """
@@ -30,13 +31,14 @@ class Ragged:
     def of(cls, step: Step, cache: SlotCache, masks: Masks) -> Ragged:
         """Moves rows in ``cache``, so that those that attend together lie together."""
         slots, starts, counts = step.slots.tolist(), step.starts.tolist(), step.counts.tolist()
-        single = [row for row in range(len(slots)) if counts[row] == 1]
+        branches = step.scoring is not None
+        single = [row for row in range(len(slots)) if counts[row] == 1 and not branches]
         groups = _by_length(single, starts)
         cache.gather([[slots[row] for row in group] for group in groups])
         rows = cache.rows(slots)
         groups = [sorted(group, key=rows.__getitem__) for group in groups]
         order = [row for group in groups for row in group]
-        order += [row for row in range(len(slots)) if counts[row] > 1]
+        order += [row for row in range(len(slots)) if counts[row] > 1 or branches]
         access = InPlace(
             [rows[row] for row in order],
             [starts[row] for row in order],
@@ -44,7 +46,7 @@ class Ragged:
             singles=len(single),
         )
         alone = [[row] for row in order[len(single) :]]
-        spans = [_Span.of(group, starts, counts) for group in [*groups, *alone]]
+        spans = [_Span.of(group, starts, counts, branches) for group in [*groups, *alone]]
         parts, done, numbers = [], 0, 0
         for span, first in zip(spans, _firsts([*map(len, groups), *map(len, alone)]), strict=True):
             place = access.rows[first]
@@ -61,14 +63,14 @@ class Ragged:
             done, numbers = done + span.tokens, numbers + size
         return cls(order, access, Pieces(parts, numbers))
 
-    def positions(self) -> torch.Tensor:
-        """Of each token in its row, (t,)."""
+    def places(self) -> torch.Tensor:
+        """Of each token in its slot, (t,)."""
         return ranges(self.access.starts, self.access.counts)
 
-    def mask(self, masks: Masks, positions: torch.Tensor, dtype: torch.dtype) -> Mask:
-        """The flat mask, maybe with nothing in it, on the device of ``positions``, which are the tokens'."""
+    def mask(self, masks: Masks, queries: Queries, dtype: torch.dtype) -> Mask:
+        """The flat mask, maybe with nothing in it, on the device of ``queries``, which are the tokens."""
         needing = [part for part in self.pieces.parts if part.mask is not None]
-        return masks.flat(needing, positions, self.pieces.numbers, dtype)
+        return masks.flat(needing, queries, self.pieces.numbers, dtype)
 
     def tokens(self) -> torch.Tensor:
         """Where each token of the pass stands among those of the step, whose rows lie in the step's order, (t,)."""
@@ -96,11 +98,11 @@ class _Span:
     ragged: bool
 
     @classmethod
-    def of(cls, rows: list[int], starts: list[int], counts: list[int]) -> _Span:
+    def of(cls, rows: list[int], starts: list[int], counts: list[int], branches: bool) -> _Span:
         tokens = sum(counts[row] for row in rows)
         ends = [starts[row] + counts[row] for row in rows]
         if len(rows) == 1:
-            return cls(1, tokens, ends[0], tokens > 1 and starts[rows[0]] > 0)
+            return cls(1, tokens, ends[0], starts[rows[0]] > 0 and (tokens > 1 or branches))
         return cls(len(rows), tokens, max(ends), min(ends) < max(ends))
 
 

@@ -32,6 +32,10 @@ class Slot:
         """Make ``value`` the module's parameter, or its buffer if it is one."""
         put(self.module, self.name, nn.Parameter(value, requires_grad=False))
 
+    def clear(self) -> None:
+        """Leave the module without it."""
+        self.put(torch.empty(self.recipe.shape, dtype=self.recipe.dtype, device="meta"))
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -74,7 +78,7 @@ class Unit:
     def detach(self) -> None:
         """Leave the modules without weights."""
         for slot in self.slots:
-            slot.put(torch.empty(slot.recipe.shape, dtype=slot.recipe.dtype, device="meta"))
+            slot.clear()
 
 
 def _part(buffer: torch.Tensor, slot: Slot) -> torch.Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from launcher.model.attention import use_pieces
 from launcher.model.cache import Packed, SlotCache, Together
-from launcher.model.masks import Mask, Masks, Places
+from launcher.model.head import Head, log_probabilities
+from launcher.model.masks import Mask, Masks, Places, Queries
 from launcher.model.ragged import Ragged, ranges
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
@@ -37,6 +40,7 @@ class StageRunner:
         self.dtype: torch.dtype = model.dtype
         self._body = model if last else model.get_decoder()
         self._first, self._last, self._pack = first, last, pack
+        self._most = batch.slots  # logits that are held at once: as many as drawing takes
         self._in_pieces = use_pieces(model)
         self._masks = Masks(model.config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
@@ -51,9 +55,12 @@ class StageRunner:
         The first stage takes the step's tokens and no ``hidden``; others what the stage before returned,
         (t, d), on any device: the hidden states of the step's t valid tokens, rows end to end in the step's
         order. Returns such hidden states, or on the last stage logits (b, vocabulary) after each row's
-        last valid token; both on ``self.device``.
+        last valid token, or the log-probabilities (n,) that it asks for; all on ``self.device``.
         """
         assert (hidden is None) == self._first, "the first stage takes tokens, others hidden states"
+        if self._last and step.scoring is not None:
+            behind = self._headless.run(step, hidden)
+            return log_probabilities(self._head.logits, behind, step.scoring, self._most)
         cache = self._caches[step.group]
         inputs = step.valid_tokens() if hidden is None else hidden
         with torch.inference_mode():
@@ -69,21 +76,34 @@ class StageRunner:
         """Give the caches and the model up."""
         self._caches.clear()
         self._body = None
+        for made in ("_headless", "_head"):
+            self.__dict__.pop(made, None)
+
+    @cached_property
+    def _headless(self) -> StageRunner:
+        """This last stage, with the same caches, as one that is followed by its head."""
+        twin = copy.copy(self)
+        twin._body, twin._last = self._body.get_decoder(), False
+        return twin
+
+    @cached_property
+    def _head(self) -> Head:
+        return Head(self._body)
 
     def _ragged(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
         """All rows in one pass. ``inputs``: the step's tokens (t,) or hidden states (t, d)."""
         layout = Ragged.of(step, cache, self._masks)
-        positions = self._send(layout.positions())
+        queries = Queries.of(layout.places(), step, self.device)
         tokens = layout.tokens()
         moved = bool((tokens.diff() != 1).any())
         if moved:
             inputs = inputs[tokens.to(inputs.device)]
-        mask = layout.mask(self._masks, positions, self.dtype)
+        mask = layout.mask(self._masks, queries, self.dtype)
         ends = self._send(layout.ends()) if self._last else None
         cache.begin(layout.access)
         options = {"pieces": layout.pieces}
         result = self._forward(
-            cache, self._send(inputs)[None], positions[None], mask, ends, options
+            cache, self._send(inputs)[None], queries.positions[None], mask, ends, options
         )
         if moved and not self._last:
             result = result[:, self._send(tokens.argsort())]
@@ -92,10 +112,10 @@ class StageRunner:
     def _apart(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
         """Rows of one token in one pass, others in other ones. ``inputs`` as for ``_ragged``."""
         single = step.counts == 1
+        if step.scoring is not None or not single.any():
+            return self._packed(cache, step, inputs)
         if single.all():
             return self._together(cache, step, inputs)
-        if not single.any():
-            return self._packed(cache, step, inputs)
         of_single = single.repeat_interleave(step.counts)
         results = []
         for run, rows, tokens in (
@@ -129,29 +149,35 @@ class StageRunner:
         results = []
         rows = cache.rows(step.slots.tolist())
         starts, counts = step.starts.tolist(), step.counts.tolist()
+        queries = Queries.of(ranges(starts, counts), step, self.device)
         done = 0
         for part in _parts(counts, self._pack):
             access = Packed(rows[part], starts[part], counts[part])
-            size = sum(access.counts)
-            results.append(self._pack_of(cache, access, inputs[done : done + size]))
-            done += size
+            own = slice(done, done + sum(access.counts))
+            results.append(self._pack_of(cache, access, queries.part(own), inputs[own]))
+            done = own.stop
         return results[0] if len(results) == 1 else torch.cat(results)
 
-    def _pack_of(self, cache: SlotCache, access: Packed, inputs: torch.Tensor) -> torch.Tensor:
+    def _pack_of(
+        self, cache: SlotCache, access: Packed, queries: Queries, inputs: torch.Tensor
+    ) -> torch.Tensor:
         """One forward pass over some rows."""
-        positions = self._send(ranges(access.starts, access.counts))
         # Without a mask the model makes its own, from what the cache says of its length: with one
         # row that is right for every kind of layer, and lets attention take its fastest path.
-        mask = self._packed_mask(access, positions) if len(access.rows) > 1 else None
+        several = len(access.rows) > 1 or queries.bases is not None
+        mask = self._packed_mask(access, queries) if several else None
         ends = self._send(torch.tensor(access.counts).cumsum(0) - 1) if self._last else None
         cache.begin(access)
-        return self._forward(cache, self._send(inputs)[None], positions[None], mask, ends)[0]
+        inputs, positions = self._send(inputs)[None], queries.positions[None]
+        return self._forward(cache, inputs, positions, mask, ends)[0]
 
-    def _packed_mask(self, access: Packed, positions: torch.Tensor) -> Mask:
+    def _packed_mask(self, access: Packed, queries: Queries) -> Mask:
         lengths = access.lengths
         query_rows, key_rows = self._send(_numbers(access.counts)), self._send(_numbers(lengths))
-        keys = self._send(ranges([0] * len(lengths), lengths))
-        places = Places(query_rows[None], positions[None], key_rows[None], keys[None])
+        keys = queries.keys(self._send(ranges([0] * len(lengths), lengths)))
+        if queries.bases is not None:
+            keys = keys[None]
+        places = Places(query_rows[None], queries.positions[None], key_rows[None], keys)
         return self._masks.build(places, self.dtype)
 
     def _forward(

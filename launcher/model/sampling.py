@@ -5,13 +5,30 @@ from __future__ import annotations
 
 import torch
 
-from launcher.model.step import StepSampling
+from launcher.model.step import Step, StepSampling
 
 NOT_A_NUMBER = -1  # in place of a token where the logits hold NaN
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64; torch multiplies modulo 2^64
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _COLDEST = 1e-5  # a lower temperature is taken for this one: logits divided by it are still finite
+
+
+def outcome(result: torch.Tensor, step: Step) -> torch.Tensor:
+    """What ``step`` yields, of what the last stage's runner returned for it."""
+    if step.scoring is not None:
+        return result
+    tokens = draw(result, step.sampling)
+    return tokens if step.tops is None else with_tops(result, tokens, step.tops)
+
+
+def with_tops(logits: torch.Tensor, tokens: torch.Tensor, tops: int) -> torch.Tensor:
+    """(b, 2 + 2 * tops) float64: tokens, their log-probabilities, the likeliest tokens, theirs. Those of the model:
+    temperature and limits do not count."""
+    logs = logits.float().log_softmax(dim=-1)
+    own = logs.gather(1, tokens.clamp(min=0)[:, None])
+    best = logs.topk(tops, dim=-1)
+    return torch.cat([tokens[:, None].double(), own, best.indices, best.values], dim=1)
 
 
 def draw(logits: torch.Tensor, sampling: StepSampling | None) -> torch.Tensor:

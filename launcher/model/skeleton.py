@@ -21,6 +21,7 @@ from launcher.model.stage import (
     layers_of,
     name_of,
     norm_of,
+    shallow,
     unsplittable,
 )
 from launcher.plan.splittable import can_split
@@ -75,14 +76,8 @@ class Skeleton:
 
     def _twin(self, layers: list[nn.Module]) -> tuple[Any, Any]:
         """A model with these layers and its decoder, which share all other modules with the skeleton."""
-        model, decoder = _shallow(self.model), _shallow(self._decoder)
+        model, decoder = shallow(self.model), shallow(self._decoder)
         setattr(decoder, self._layers_name, nn.ModuleList(layers))
         setattr(model, self._decoder_name, decoder)
         model.hf_device_map = {"": self.device.index if self.device.type == "cuda" else "cpu"}
         return model, decoder
-
-
-def _shallow(module: Any) -> Any:
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin

@@ -4,6 +4,7 @@ used. Under a model on the CPU they are in a file, under one on a GPU in the hos
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 
 from launcher.errors import LauncherError
 from launcher.model.cache import SlotCache, SlotLayer
+from launcher.plan.sizes import gib
 
 Name = tuple[int, int, int, str]  # block, group, layer, keys or values
 
@@ -85,10 +87,11 @@ class FileSpill(Spill):
     """In a file without a name in ``folder``: it is gone with this process, whatever ends that.
 
     A cache is read and written whole, by plain reads and writes: pages of a mapped file would count as this
-    process's memory. Raises LauncherError when the disk is full or fails.
+    process's memory. Raises LauncherError where there is no room, and when the disk is full or fails.
     """
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, size: int = 0) -> None:
+        """``size``: bytes that it will hold."""
         self._folder = Path(folder or tempfile.gettempdir())
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,12 @@ class FileSpill(Spill):
                 where=str(self._folder),
                 cause="it is on a tmpfs, which counts as the job's memory",
                 fix="set parallel.options.spill_dir to a folder on a disk of the node",
+            )
+        if (free := shutil.disk_usage(self._folder).free) < size:
+            raise LauncherError(
+                f"the KV cache takes {gib(size)} on disk, and {gib(free)} are free",
+                where=str(self._folder),
+                fix="make room there, set parallel.options.spill_dir to a folder on another disk, or fewer batch.groups",
             )
         self._regions: dict[Name, _Region] = {}
         self._end = 0

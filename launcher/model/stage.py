@@ -19,6 +19,7 @@ library's own. What has to be changed is little, but all of it goes wrong in sil
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +204,13 @@ def norm_of(decoder: Any, layers: str) -> nn.Module | None:
     behind = list(children)[list(children).index(layers) + 1 :]
     norms = [children[name] for name in behind if "norm" in type(children[name]).__name__.lower()]
     return norms[0] if len(norms) == 1 else None
+
+
+def shallow(module: Any) -> Any:
+    """A module with the same parts, of which some can be exchanged without changing ``module``."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
 
 
 def name_of(model: nn.Module, part: nn.Module) -> str:

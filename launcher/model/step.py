@@ -24,6 +24,26 @@ class StepSampling:
     position: torch.Tensor
 
 
+# Of a step that scores: rows per slot, and log-probabilities asked for per token that a step may have.
+MOST_ROWS, MOST_ASKED = 2, 2
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a step is asked that draws nothing: log-probabilities of given tokens. All int64, on the CPU.
+
+    Such a step may branch: continuations of one prefix lie one behind the other in the prefix's slot, and each
+    sees the prefix and itself. Of each of the step's t valid tokens, ``bases`` (t,) says how long the prefix is that
+    it sees, and ``shifts`` (t,) how far its place in the slot is behind its position in its own sequence.
+    Asked is, for ``places`` (n,) of those tokens, how probable the ``targets`` (n,) are as the next ones.
+    """
+
+    bases: torch.Tensor
+    shifts: torch.Tensor
+    places: torch.Tensor
+    targets: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Step:
     """One forward pass of one group over b of its slots; CPU tensors.
@@ -32,6 +52,10 @@ class Step:
     ``counts`` (b,) int64 valid tokens of each row, 1 <= counts <= q; ``slots`` (b,) int64.
     ``sampling`` None means greedy for every row. Every row yields a token, drawn after its last valid
     position; the engine ignores those of a prefill chunk that is not the prompt's last.
+
+    ``tops``: beside each token, its log-probability and those of so many likeliest tokens are told.
+    With ``scoring`` nothing is drawn: the step yields log-probabilities. A slot may then have several rows, of which
+    each sees what those before it write; ``starts`` are places in the slot.
     """
 
     group: int
@@ -41,6 +65,15 @@ class Step:
     starts: torch.Tensor
     counts: torch.Tensor
     sampling: StepSampling | None = None
+    scoring: Scoring | None = None
+    tops: int | None = None
+
+    @property
+    def answers(self) -> int:
+        """How many numbers it yields."""
+        if self.scoring is not None:
+            return len(self.scoring.places)
+        return len(self.slots) * (1 if self.tops is None else 2 + 2 * self.tops)
 
     def valid_tokens(self) -> torch.Tensor:
         """(t,): those of every row, one row after the other."""
@@ -51,8 +84,10 @@ class StepModel(Protocol):
     """A loaded model that runs steps.
 
     ``depth`` is the number of groups that must be in flight to keep every stage busy; ``launch`` starts a
-    step and returns at once where the strategy can; ``collect`` returns the tokens (b,) int64 on the CPU
-    of the next finished step, in launch order. ``close`` frees what was taken.
+    step and returns at once where the strategy can; ``collect`` returns what the next finished step yields, in
+    launch order and on the CPU: tokens (b,) int64, or of a float type log-probabilities (n,), or with ``tops`` a
+    row for each token (b, 2 + 2 * tops): token, log-probability, likeliest tokens, theirs. ``close`` frees what was
+    taken.
     """
 
     depth: int

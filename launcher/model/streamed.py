@@ -17,10 +17,12 @@ import torch
 
 from launcher.measure.device import timer
 from launcher.measure.spans import Recorder
+from launcher.model.head import log_probabilities
+from launcher.model.pages import Pages
 from launcher.model.reader import Reader
 from launcher.model.recipe import Recipe
 from launcher.model.runner import StageRunner
-from launcher.model.sampling import draw
+from launcher.model.sampling import outcome
 from launcher.model.skeleton import Skeleton
 from launcher.model.spill import Spill
 from launcher.model.step import Step
@@ -67,17 +69,24 @@ class LayerBlock:
 
 
 class HeadBlock:
-    """What is behind the layers."""
+    """What is behind the layers. It holds the logits of ``most`` tokens at once where a step asks for probabilities."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, most: int) -> None:
+        self._model, self._most = model, most
 
     def run(self, step: Step, hidden: torch.Tensor) -> torch.Tensor:
-        """The tokens (b,) drawn after each row's last one; logits of one step at a time are enough to hold."""
+        """What ``step`` yields: tokens (b,) or log-probabilities (n,)."""
+        if step.scoring is not None:
+            return log_probabilities(self._logits, hidden, step.scoring, self._most)
         ends = (step.counts.cumsum(0) - 1).to(hidden.device)
         with torch.inference_mode():
-            output = self._model(inputs_embeds=hidden[ends][:, None], use_cache=False)
-            return draw(output.logits[:, -1], step.sampling)
+            return outcome(self._logits(hidden[ends]), step)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, vocabulary) for (n, d)."""
+        output = self._model(inputs_embeds=hidden[:, None], use_cache=False)
+        found: torch.Tensor = output.logits[:, -1]
+        return found
 
     def cache(self, group: int) -> None:
         """It has none."""
@@ -94,7 +103,7 @@ class Parts:
     blocks: list[LayerBlock | HeadBlock]
     streamed: list[bool]
     files: WeightFiles
-    reader: Reader | None
+    reader: Reader | Pages | None
     spill: Spill | None
 
 
@@ -117,7 +126,7 @@ class StreamedStepModel:
         self._waiting.append(step)
 
     def collect(self) -> torch.Tensor:
-        """The tokens of the oldest step that was not collected yet. Raises WeightsError or LauncherError when
+        """What the oldest step yields that was not collected yet. Raises WeightsError or LauncherError when
         files can't be read or written any more."""
         if self._error:
             raise self._error
@@ -197,7 +206,7 @@ class StreamedStepModel:
 
 @dataclass
 class _Flight:
-    """A step on its way through the blocks: hidden states (t, d), at the end tokens (b,)."""
+    """A step on its way through the blocks: hidden states (t, d), at the end what it yields."""
 
     number: int
     step: Step

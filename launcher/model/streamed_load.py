@@ -12,6 +12,7 @@ from launcher.measure.spans import Recorder
 from launcher.model.direct import load
 from launcher.model.local import LocalStepModel
 from launcher.model.packed import pack_linears
+from launcher.model.pages import Pages
 from launcher.model.reader import Reader, Unit
 from launcher.model.recipe import Recipe, recipes
 from launcher.model.runner import StageRunner
@@ -19,6 +20,7 @@ from launcher.model.skeleton import Skeleton
 from launcher.model.spill import FileSpill, HostSpill, Spill
 from launcher.model.stage import unsplittable
 from launcher.model.streamed import Embedding, HeadBlock, LayerBlock, Parts, StreamedStepModel
+from launcher.model.turned import turn_linears
 from launcher.model.weight_files import WeightFiles
 from launcher.model.weights import Loading
 from launcher.plan.checkpoint import Checkpoint
@@ -51,6 +53,8 @@ def load_streamed(
         keep=each_sweep < memory_here()[1] // 2,
     )
     _load_residents(skeleton, files, layers[: streaming.layers], head if streaming.head else None)
+    if device.type == "cpu":
+        turn_linears(skeleton.model)
     files.bytes_read, files.seconds = 0, 0.0  # from here on it is what sweeps read
     spill = _spill(plan, streaming, device, spill_dir)
     runs = _runs(streaming.layers, total, alone=spill is not None)
@@ -65,10 +69,10 @@ def load_streamed(
     ]
     parts = Parts(
         embedding=Embedding(skeleton, embedding, files),
-        blocks=[*blocks, HeadBlock(skeleton.head())],
+        blocks=[*blocks, HeadBlock(skeleton.head(), plan.batch.slots)],
         streamed=[*(first >= streaming.layers for first, _ in runs), not streaming.head],
         files=files,
-        reader=Reader(read, files, streaming.buffers, device) if read else None,
+        reader=_reader(read, files, streaming.buffers, device),
         spill=spill,
     )
     return StreamedStepModel(parts, device, plan.batch.groups, recorder)
@@ -83,6 +87,15 @@ def _units(skeleton: Skeleton, found: Mapping[str, Recipe]) -> tuple[Recipe, lis
     if held != len(found) or len(found[table].sources) != 1:
         raise unsplittable(model.config, "it has weights outside of embedding, layers and head")
     return found[table], layers, head
+
+
+def _reader(
+    read: list[Unit], files: WeightFiles, buffers: int, device: torch.device
+) -> Reader | Pages | None:
+    if not read:
+        return None
+    pages = Pages.of(read, files, ahead=max(1, buffers - 1)) if device.type == "cpu" else None
+    return pages or Reader(read, files, buffers, device)
 
 
 def _load_residents(
@@ -110,7 +123,9 @@ def _spill(
 ) -> Spill | None:
     if streaming.groups >= plan.batch.groups:
         return None
-    return HostSpill(device) if device.type == "cuda" else FileSpill(folder)
+    if device.type == "cuda":
+        return HostSpill(device)
+    return FileSpill(folder, streaming.spilled_bytes * plan.ranks_per_node)
 
 
 def load_whole(spec: ModelSpec, plan: Plan, recorder: Recorder) -> LocalStepModel:

@@ -7,17 +7,30 @@ import struct
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from launcher.errors import WeightsError
+from launcher.model.mapped import MappedFile
 from launcher.model.recipe import Recipe, Source
 from launcher.plan.headers import TensorInfo
 
 CHUNK = (
     16 << 20
 )  # bytes of one read: few enough that closing does not wait, many enough for a disk's full rate
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of a file, counted from behind its header."""
+
+    file: str
+    begin: int
+    end: int
 
 
 class WeightFiles:
@@ -51,6 +64,33 @@ class WeightFiles:
         self.fill(recipe, value)
         return value.view(recipe.shape).to(device)
 
+    def in_place(self, recipe: Recipe) -> torch.Tensor | None:
+        """The parameter of ``recipe`` where its file's pages are, to be looked at between ``bring`` and ``leave``; None
+        where it has to be put together or read."""
+        if len(recipe.sources) != 1 or recipe.sources[0].dtype != recipe.dtype or not self._keep:
+            return None
+        tensor = recipe.sources[0].tensor
+        value = self._files[tensor.file].view(tensor)
+        if value is None or value.data_ptr() % recipe.dtype.itemsize:
+            return None
+        return value.view(recipe.dtype).view(recipe.shape)
+
+    def expect(self, place: Range) -> None:
+        """These bytes will be brought soon. Raises WeightsError."""
+        self._files[place.file].advise("expect", place)
+
+    def bring(self, place: Range) -> None:
+        """Have these bytes in memory. Raises WeightsError, also if the file is no longer what it was: whoever looks at
+        a page that is gone is killed."""
+        began = time.perf_counter()
+        self._files[place.file].advise("bring", place)
+        self._files[place.file].check()
+        self._count(place.end - place.begin, began)
+
+    def leave(self, place: Range) -> None:
+        """These bytes are not needed for now."""
+        self._files[place.file].advise("leave", place)
+
     def rows(self, source: Source, rows: list[int], width: int) -> torch.Tensor:
         """Rows of ``width`` elements of a tensor, in its own dtype: (len(rows), width)."""
         found = torch.empty(len(rows), width, dtype=source.dtype)
@@ -79,8 +119,11 @@ class WeightFiles:
         began = time.perf_counter()
         view = target.view(torch.uint8).numpy().data
         self._files[tensor.file].read(view, tensor.begin + offset, self._keep)
+        self._count(len(view), began)
+
+    def _count(self, size: int, began: float) -> None:
         with self._lock:
-            self.bytes_read += len(view)
+            self.bytes_read += size
             self.seconds += time.perf_counter() - began
 
 
@@ -108,10 +151,38 @@ class _File:
                 if not keep:
                     os.posix_fadvise(self._fd, place, count, os.POSIX_FADV_DONTNEED)
                 place += count
-            if self._stamp() != self._made:
-                raise self._lost("it was changed")
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
+        self.check()
+
+    def view(self, tensor: TensorInfo) -> torch.Tensor | None:
+        """The bytes of ``tensor``, None where files can't be mapped."""
+        if self._mapped is None:
+            return None
+        return self._mapped.view(self._base + tensor.begin, self._base + tensor.end)
+
+    def advise(self, what: Literal["expect", "bring", "leave"], place: Range) -> None:
+        try:
+            getattr(self._mapped, what)(self._base + place.begin, self._base + place.end)
+        except OSError as error:
+            self.check()
+            raise self._lost(error.strerror or str(error)) from error
+
+    @cached_property
+    def _mapped(self) -> MappedFile | None:
+        try:
+            return MappedFile(self._fd, self._made[0])
+        except (
+            OSError
+        ):  # an old kernel, a file system that can't, a limit on addresses: they are read
+            return None
+
+    def check(self) -> None:
+        found = self._stamp()
+        if found[0] < self._made[0]:
+            raise self._lost(f"it ends at byte {found[0]:,}")
+        if found != self._made:
+            raise self._lost("it was changed")
 
     def close(self) -> None:
         os.close(self._fd)

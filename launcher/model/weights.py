@@ -28,15 +28,20 @@ class Loading:
 
 
 def load_config(spec: ModelSpec) -> Any:
-    """The transformers config of ``spec.path``. Raises PreflightError when there is no such model."""
+    """The transformers config of ``spec.path``. Raises PreflightError when there is no such model.
+
+    It does not say what attends: a config that could might name a kernel of the hub, which transformers fetches and runs.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError, ImportError) as error:
         raise _refused(spec.path, error) from error
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
@@ -51,11 +56,12 @@ def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
 
     if Path(spec.path).is_dir():
         Checkpoint.read(Path(spec.path))  # names the file of what is truncated or missing
-    places = set((loading.device_map or {}).values())
+    config, places = load_config(spec), set((loading.device_map or {}).values())
     auto: Any = kind or AutoModelForCausalLM  # its types don't know of output_loading_info
     try:
         model, info = auto.from_pretrained(
             spec.path,
+            config=config,
             revision=spec.revision,
             trust_remote_code=spec.trust_remote_code,
             dtype=getattr(torch, loading.dtype) if loading.dtype != "auto" else "auto",

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import WeightsError
-from launcher.plan.complete import missing_tensors, wrong_shapes
+from launcher.plan.complete import missing_tensors, surplus_tensors, wrong_shapes
 from launcher.plan.dims import Config, Dims, text_config
-from launcher.plan.headers import TensorInfo, check_header, inside, parse_json, read_header
+from launcher.plan.headers import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    check_header,
+    inside,
+    parse_json,
+    read_header,
+)
 from launcher.plan.outline import HEAD, Outline, Part, layer_prefix, outline
 from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
 
@@ -26,6 +33,7 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Tensors that old checkpoints hold but no parameter takes: rotary tables and causal masks.
 BUFFER = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|attention\.(masked_)?bias$")
+EXPERT = re.compile(r"\.experts\.\d+\.")  # transformers keeps those of a layer in one tensor
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,13 @@ class Checkpoint:
                 cause="config.json and weights are of different models",
                 fix="fetch both again, from one revision",
             )
+        if surplus := surplus_tensors(config, dims, shapes):
+            raise WeightsError(
+                f"the checkpoint has weights that the model would leave out: {_some(surplus)}",
+                where=where,
+                cause="config.json is of another model: it counts fewer layers, or has no such biases",
+                fix="fetch config.json and weights again, from one revision",
+            )
         return cls(config, tensors, where, path, note)
 
     @property
@@ -145,6 +160,18 @@ class Checkpoint:
             and not (tied and HEAD.search(name.rpartition(".")[0]))
             and not (prefix and _beyond(name, prefix, layers))
         }
+
+    @property
+    def file_bytes(self) -> int:
+        """Of all tensors as they lie in the files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def is_plain(self, dtype: str) -> bool:
+        """Whether a model in ``dtype`` has the weights as they are in the files, none of them cast or put together."""
+        return all(
+            DTYPES.get(tensor.dtype) == dtype and not EXPERT.search(name)
+            for name, tensor in self.tensors.items()
+        )
 
     @property
     def parameters(self) -> int:
@@ -205,6 +232,9 @@ def _merge(tensors: dict[str, TensorInfo], more: Mapping[str, TensorInfo], where
 
 def _read_object(path: Path, name: str) -> dict[str, Any]:
     try:
+        size = path.stat().st_size
+        if size > MAX_HEADER_BYTES:
+            raise WeightsError(f"{name} is {size:,} bytes long", where=str(path))
         value = parse_json(path.read_bytes(), path)
     except OSError as error:
         raise WeightsError(f"{name} can't be read: {error.strerror}", where=str(path)) from error
@@ -219,7 +249,7 @@ def _no_weights(path: Path) -> WeightsError:
         return WeightsError(
             f"the weights are pickled ({_some(pickled)}), which is refused: unpickling runs code",
             where=str(path),
-            fix="convert them once, where you trust them: load with transformers and save_pretrained",
+            fix="launcher convert makes safetensors of them, by a reader that runs no code",
         )
     return WeightsError(
         f"there are no weights: neither {SINGLE} nor {INDEX}",

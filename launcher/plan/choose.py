@@ -128,6 +128,7 @@ def _told(plan: Plan, chosen: Plan, first: Plan) -> dict[str, Any]:
         "stages": stages,
         "tensor": shards,
         "replicas": len({placement.replica for placement in plan.placements}),
+        "ranks": plan.world_size,
         "groups": plan.batch.groups,
         "slots": plan.batch.slots,
         "fits": plan.fits,

@@ -1,4 +1,5 @@
-"""Whether a checkpoint holds all of a model, before a loader fills the gaps with random numbers. No torch."""
+"""Whether a checkpoint holds a model, all of it and no other, before a loader fills the gaps with random numbers and
+leaves the rest out. No torch."""
 
 from __future__ import annotations
 
@@ -23,6 +24,24 @@ def missing_tensors(config: Config, dims: Dims, shapes: Mapping[str, tuple[int, 
     held = _model_names(config, shapes)
     expected = _expected(config)
     return sorted({*missing, *(name for name in expected if name not in held)})
+
+
+def surplus_tensors(config: Config, dims: Dims, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names that are part of a model of a known family, and not of the one that the config describes: of layers beyond
+    those that it counts, or a bias beside a weight that has none. What belongs to no module (tables of old checkpoints,
+    another head) is harmless."""
+    expected = _expected(config)
+    prefix = layer_prefix(expected, dims.layers) if expected else None
+    if prefix is None:
+        return []
+
+    def is_surplus(name: str) -> bool:
+        number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        beyond = number.isdigit() and int(number) >= dims.layers
+        beside = name not in expected and f"{name.rpartition('.')[0]}.weight" in expected
+        return beyond or beside
+
+    return sorted(filter(is_surplus, _model_names(config, shapes)))
 
 
 def wrong_shapes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.plan.course import Load
 from launcher.plan.measured import Line
 from launcher.plan.memory import Model
 from launcher.plan.outline import Module
 from launcher.plan.plan import Batch
 from launcher.plan.rates import Rates
-from launcher.plan.replay import Load
 from launcher.plan.subject import Subject
 from launcher.plan.workload import Workload
 
@@ -19,11 +19,28 @@ TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """Of ``ranks`` that share a stage: they add up hidden states twice per layer, and put their logits together."""
+
+    ranks: int
+    all_reduce: Line
+    gather: Line
+
+    def seconds(self, cost: StageCost, load: Load) -> float:
+        """In a step of ``cost``, which has one rank's part of the logits."""
+        tokens = load.decoding + load.fed
+        adding = 2 * cost.layers * self.all_reduce.seconds(tokens * cost.message)
+        if not cost.logits:
+            return adding
+        return adding + self.gather.seconds(load.rows * cost.logits * self.ranks)
+
+
+@dataclass(frozen=True)
 class StageCost:
     """Some layers on one rank, maybe with the head. ``elements`` of their weights are met by each token, ``size`` is
     their bytes; ``width``: elements of a hidden state and what a layer makes of it; ``queries`` those of a token's
     query; ``cache``: bytes of a position in one layer; ``message``: of a token's hidden state; ``head``: elements of
-    the matrix that makes logits, ``logits``: bytes of those of one row."""
+    the matrix that makes logits, ``logits``: bytes of those of one row; ``exchange``: with the ranks that share it."""
 
     rates: Rates
     layers: int
@@ -36,7 +53,7 @@ class StageCost:
     head: float = 0.0
     head_size: float = 0.0
     logits: float = 0.0
-    all_reduce: Line | None = None
+    exchange: Exchange | None = None
 
     @classmethod
     def of(
@@ -45,9 +62,9 @@ class StageCost:
         layers: Sequence[Module],
         rates: Rates,
         has_head: bool = False,
-        all_reduce: Line | None = None,
+        exchange: Exchange | None = None,
     ) -> StageCost:
-        """``model`` is what the rank has: the whole, or a shard of it that sums up by ``all_reduce``."""
+        """``model`` is what the rank has: the whole, or a shard of it."""
         dims = model.dims
         leaves = {leaf.name: leaf.weights for leaf in model.outline.root.leaves()}
         # A head that is the embedding has no weights of its own, but is computed all the same.
@@ -64,7 +81,7 @@ class StageCost:
             head=size / model.width if has_head else 0.0,
             head_size=size if has_head else 0.0,
             logits=dims.vocab * model.width if has_head else 0.0,
-            all_reduce=all_reduce,
+            exchange=exchange,
         )
 
     def __call__(self, load: Load) -> tuple[float, float]:
@@ -76,9 +93,9 @@ class StageCost:
         if self.head:
             computing += rates.product_s(self.head, self.head_size, load.rows)
             computing += SAMPLED * load.rows * self.logits / rates.bandwidth
-        if self.all_reduce is None:
+        if self.exchange is None:
             return computing, 0.0
-        return computing, 2 * self.layers * self.all_reduce.seconds(tokens * self.message)
+        return computing, self.exchange.seconds(self, load)
 
     def link_s(self, load: Load, line: Line, last: bool) -> float:
         """Until what a step left is at the next stage: hidden states, or of the last one tokens."""
@@ -110,10 +127,10 @@ def layer_costs(model: Model, load: Load, rates: Rates) -> list[float]:
     return costs
 
 
-def whole_model(subject: Subject) -> StageCost:
-    """What a step costs where one rank has all layers."""
+def whole_model(subject: Subject, rates: Rates | None = None) -> StageCost:
+    """What a step costs where one rank has all layers; ``rates`` in place of the subject's."""
     model = subject.model
-    return StageCost.of(model, model.outline.layers, subject.rates, has_head=True)
+    return StageCost.of(model, model.outline.layers, rates or subject.rates, has_head=True)
 
 
 def _visited(model: Model, layer: Module) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,14 @@ def memory_here() -> tuple[int, int]:
     limits = list(_cgroup_limits())
     total = min([pages, *(limit for limit, _ in limits)])
     return total, max(0, min([available, *(limit - used for limit, used in limits)]))
+
+
+def room(folder: str | None) -> int:
+    """Bytes that are free in ``folder`` (the one for temporary files without it), or where it would be made."""
+    place = Path(folder or tempfile.gettempdir())
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ DTYPE_BITS = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own readers
 MAX_NAME = 512
+MAX_DIMS = 64  # torch's own limit; the product of thousands of numbers would take minutes
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,11 @@ def inside(directory: Path, name: str, source: Path) -> Path:
     Raises WeightsError if the name or a link leads out of ``directory``. Links of a hub cache, from
     ``snapshots/<commit>`` into ``blobs`` of the same model, are as good as inside.
     """
-    if name != Path(name).name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+    plain = name == Path(name).name and not {"\\", "\0"} & set(name) and len(name.encode()) < 256
+    if not plain or name in ("", ".", ".."):
         raise _broken(
             source,
-            f"names the file {name!r}, which is not in its own directory",
+            f"names the file {name[:80]!r}, which is not in its own directory",
             cause="a checkpoint made to read other files of this machine",
         )
     home = directory.resolve()
@@ -126,7 +129,7 @@ def inside(directory: Path, name: str, source: Path) -> Path:
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
     path = home / name
-    real = path.resolve()
+    real = Path(os.path.realpath(path))  # unlike resolve(), it takes a link to itself in its stride
     if not any(real.is_relative_to(place) for place in allowed):
         raise _broken(
             path,
@@ -144,8 +147,8 @@ def _tensor(key: str, entry: Any, path: Path | str, name: str) -> TensorInfo:
     dtype = entry.get("dtype")
     shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _broken(path, f"tensor {key} has the unknown dtype {dtype!r}")
-    if shape is None or offsets is None or len(offsets) != 2:
+        raise _broken(path, f"tensor {key} has the unknown dtype {str(dtype)[:40]!r}")
+    if shape is None or offsets is None or len(offsets) != 2 or len(shape) > MAX_DIMS:
         raise _broken(path, f"tensor {key} has a malformed shape or data_offsets")
     tensor = TensorInfo(dtype, shape, name, *offsets)
     if tensor.numel * DTYPE_BITS[dtype] != tensor.nbytes * 8:
@@ -157,7 +160,9 @@ def _tensor(key: str, entry: Any, path: Path | str, name: str) -> TensorInfo:
 
 
 def _counts(value: Any) -> tuple[int, ...] | None:
-    whole = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    whole = isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**63 for item in value
+    )
     return tuple(value) if whole else None
 
 
@@ -165,7 +170,7 @@ def _no_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"the key {key[:80]!r} is there twice")
         result[key] = value
     return result
 

@@ -37,7 +37,8 @@ class GpuProfile:
 @dataclass(frozen=True)
 class Machines:
     """The machines of one world. ``host_bytes`` is the memory of one node, ``host_note`` what was assumed of
-    it; ``notes`` say what else was assumed. ``worlds`` share the run; ``profile`` is what was measured, if anything."""
+    it; ``notes`` say what else was assumed. ``worlds`` share the run; ``profile`` is what was measured, if anything.
+    ``here``: the only node is this machine."""
 
     device: Literal["cuda", "cpu"]
     nodes: int
@@ -48,6 +49,7 @@ class Machines:
     notes: tuple[str, ...] = ()
     worlds: int = 1
     profile: MachineProfile | None = None
+    here: bool = False
 
 
 def resolve_machines(spec: JobSpec, here: bool) -> Machines:
@@ -67,7 +69,8 @@ def resolve_machines(spec: JobSpec, here: bool) -> Machines:
     else:
         gpu = _profile(spec.resources.gpu, found, here, notes)
         made = Machines("cuda", nodes, count, gpu, host_bytes, host_note, tuple(notes))
-    return replace(made, worlds=1 if here else spec.slurm.array, profile=load_profile())
+    worlds = 1 if here else spec.slurm.array
+    return replace(made, worlds=worlds, profile=load_profile(), here=here)
 
 
 @functools.cache

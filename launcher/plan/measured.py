@@ -7,7 +7,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from launcher import environ
 from launcher.disk import read_json, write_json
@@ -15,7 +15,10 @@ from launcher.errors import UsageError
 from launcher.plan.hardware import cpu_name
 from launcher.plan.plan import Frozen
 
-VERSION = 2  # of the profile's fields: one of another version is measured anew
+VERSION = 3  # of the profile's fields: one of another version is measured anew
+MAPPED = (
+    40e9  # bytes per second of files in memory that are mapped and let go: pages are only counted
+)
 
 
 class Line(Frozen):
@@ -32,9 +35,10 @@ class Costs(Frozen):
     """Of a device in one dtype: what a step takes in matrix products, and beside them.
 
     ``matmul`` is floating point operations per second by the number of rows that a matrix of weights, read from
-    memory, is multiplied with. A layer takes ``layer_s`` however little there is to compute; ``width_s`` more per
-    token and element of its hidden state and MLP; ``decode_s`` (``prefill_s``) more per query element and
-    position that a token of a row that decodes (of a prompt) attends to.
+    memory, is multiplied with; ``unpacked`` the same of matrices that lie as in their files, where that differs. A layer
+    takes ``layer_s`` however little there is to compute; ``width_s`` more per token and element of its hidden state and
+    MLP; ``decode_s`` (``prefill_s``) more per query element and position that a token of a row that decodes (of a
+    prompt) attends to.
     """
 
     matmul: dict[int, float]
@@ -42,6 +46,7 @@ class Costs(Frozen):
     width_s: float
     decode_s: float
     prefill_s: float
+    unpacked: dict[int, float] = Field(default_factory=dict)
 
 
 class Speed(Frozen):
@@ -56,9 +61,9 @@ class Speed(Frozen):
 
 
 class MachineProfile(Frozen):
-    """A machine of one kind; ``link`` and ``all_reduce`` are between two ranks of a node, over ``backend``.
-    ``step_s`` is what the engine's own Python takes per step, ``start_s`` until a rank has its libraries and has met
-    the others."""
+    """A machine of one kind; ``link``, ``all_reduce`` and ``gather`` are between two ranks of a node, over
+    ``backend``. ``step_s`` is what the engine's own Python takes per step, ``start_s`` until a rank has met the
+    others, ``loading_s`` what loading takes beside reading."""
 
     version: int = VERSION
     kind: str
@@ -68,10 +73,13 @@ class MachineProfile(Frozen):
     speeds: list[Speed]
     step_s: float
     start_s: float
+    loading_s: float
     backend: str
     link: Line
     all_reduce: Line
-    disk: float  # bytes per second
+    gather: Line
+    disk: float  # bytes per second, of what is not in memory
+    cached: float  # bytes per second that one thread reads of files that are
 
     def speed(self, device: str, ranks: int) -> Speed | None:
         """That of as many ranks per node, or of the nearest number that was measured."""

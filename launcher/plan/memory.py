@@ -22,6 +22,8 @@ from launcher.plan.sizes import GIB
 RESERVE = {"cuda": 3 * GIB // 2, "cpu": 3 * GIB // 4}
 SAMPLING_BYTES = 40  # per logit: scores, keys of the noise, sorted scores and their tokens
 SPILLED = ("cpu", "disk")
+BLOCK = 256  # positions that a cache grows by
+PACK = 512  # tokens of rows that attend end to end, of models that can't attend apart
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Model:
     outline: Outline
     width: int
     attention: str
+
+    @property
+    def tied_bytes(self) -> int:
+        """Of the embedding where the head is tied to it: on a CPU the head has a copy (model/packed.py)."""
+        sizes = {leaf.name: leaf.weights for leaf in self.outline.root.leaves()}
+        return sum(sizes[holder] for holder, *_ in self.outline.tied)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -88,8 +96,8 @@ def shares(
         computes = device not in spilled
         cached = len(layers) + (extra if device == main else 0)
         busy = activation_bytes(model, batch, has_head=device == head_device) if computes else 0
-        if kind == "cpu" and model.outline.tied and device == head_device and not spilled:
-            busy += model.dims.vocab * model.dims.hidden * model.width  # model/packed.py unties it
+        if kind == "cpu" and device == head_device and not spilled:
+            busy += model.tied_bytes
         result[device] = Share(
             device=device,
             layers=tuple(layers),
@@ -108,11 +116,14 @@ def main_device(devices: list[Device]) -> Device:
 
 def activation_bytes(model: Model, batch: Batch, has_head: bool) -> int:
     """The most that a step takes beside weights and cache, on a device with at least one layer."""
-    prefill = _step_bytes(
-        model, batch.prefill_chunk, batch.prefill_chunk, batch.max_length + batch.prefill_chunk
-    )
+    chunk, length = batch.prefill_chunk, batch.max_length
+    if model.attention == "eager":  # rows end to end attend to all of them (StageRunner)
+        queries = min(chunk, PACK)
+        prefill = _step_bytes(model, chunk, queries, length + queries)
+    else:
+        prefill = _step_bytes(model, chunk, min(chunk, length), length)
     # Every slot attends to as many positions as the longest row holds.
-    decode = _step_bytes(model, batch.slots, 1, batch.slots * batch.max_length)
+    decode = _step_bytes(model, batch.slots, 1, batch.slots * length)
     logits = batch.slots * model.dims.vocab * (model.width + SAMPLING_BYTES) if has_head else 0
     return max(prefill, decode, logits)
 
@@ -121,19 +132,20 @@ def _step_bytes(model: Model, tokens: int, queries: int, keys: int) -> int:
     """``queries`` tokens attend together; ``keys`` counts the positions attended to, over all rows.
 
     A hidden state is held by the residual, its norm (in float32 too) and the sum; an MLP holds gate,
-    up and their product.
+    up and their product; the mask is there from the first layer to the last.
     """
-    dims, width = model.dims, model.width
-    hidden = tokens * dims.hidden * (3 * width + 4)
+    dims, width, mask = model.dims, model.width, queries * keys
+    hidden = tokens * dims.hidden * (3 * width + 4) + mask * width
     mlp = 3 * tokens * dims.mlp_width * width
-    heads = tokens * (2 * dims.heads + 2 * dims.kv_heads) * dims.head_dim * width
-    repeated = 2 * keys * dims.heads * dims.head_dim * width
-    copied = keys * model.kv_bytes_per_layer if queries > 1 else 0
-    mask = queries * keys
-    scores = mask * dims.heads * (width + 4) if model.attention == "eager" else mask * width
-    if queries == 1 and model.attention != "eager" and sdpa_packs_heads():
-        repeated = 0
-    return hidden + max(mlp, heads + repeated + copied + mask + scores)
+    attention = tokens * (2 * dims.heads + 2 * dims.kv_heads) * dims.head_dim * width
+    if model.attention == "eager":
+        attention += mask * dims.heads * (width + 4)
+        attention += keys * model.kv_bytes_per_layer if queries > 1 else 0
+    if queries > 1 or model.attention == "eager" or not sdpa_packs_heads():
+        # Keys and values repeated for every head; of a single head they are views, and copied when multiplied.
+        repeated = 2 if dims.kv_heads > 1 else 1
+        attention += repeated * keys * dims.heads * dims.head_dim * width
+    return hidden + max(mlp, attention)
 
 
 @functools.cache

@@ -13,7 +13,9 @@ class Frozen(BaseModel):
 
 class DevicePlan(Frozen):
     """One device's share of one replica. Sizes in bytes; ``layers`` is [first, last], None if it has none.
-    ``utilization`` and ``bubble`` are the predicted shares of its time; None is "not predicted"."""
+    ``utilization``, ``bubble``, ``transfer`` and ``weights`` (waiting for them) are predicted shares of its time;
+    ``prefill_s`` and ``decode_s`` the seconds that it computes steps with and without a prompt in them; ``load_s`` and
+    ``bytes_read`` those of loading. None is "not predicted"."""
 
     replica: int
     stage: int
@@ -28,6 +30,12 @@ class DevicePlan(Frozen):
     capacity_bytes: int | None
     utilization: float | None = None
     bubble: float | None = None
+    transfer: float | None = None
+    weights: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    load_s: float | None = None
+    bytes_read: float | None = None
 
 
 class Streaming(Frozen):
@@ -71,15 +79,17 @@ class Batch(Frozen):
 
 
 class Predicted(Frozen):
-    """What the run is expected to measure; None is "not predicted"."""
+    """What the run is expected to measure, ``tokens_per_s`` of one world of an array; None is "not predicted"."""
 
     tokens_per_s: float | None = None
+    new_tokens: float | None = None  # if every row generates as much as it may
     wall_s: float | None = None
     load_s: float | None = None
     generate_s: float | None = None
     utilization: float | None = None
     bubble: float | None = None
     gpu_hours: float | None = None
+    read_bytes_per_token: float | None = None  # of a model that is streamed
 
 
 class Plan(Frozen):
@@ -97,6 +107,7 @@ class Plan(Frozen):
     world_size: int
     ranks_per_node: int
     nodes: int
+    worlds: int = 1  # that share the run
     gpus_per_node: int = 0  # what is asked of Slurm; 0 on CPUs
     peak_flops: float | None = None  # one device's, per second, in this dtype; None where not known
     peak_bandwidth: float | None = None  # of one device's memory, bytes per second
@@ -106,7 +117,8 @@ class Plan(Frozen):
     predicted: Predicted = Predicted()
     rates: str = "assumed"  # where the figures are from that the times follow from
     candidates: list[dict[str, Any]] = Field(default_factory=list)
-    script: str | None = None
+    script: str | None = None  # what sbatch gets
+    accelerate: dict[str, Any] | None = None  # of task: script, what `accelerate launch` gets
 
     def ranks_of(self, replica: int) -> list[int]:
         """The ranks that hold ``replica``, in the order of its stages and of their shards. The first one runs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from launcher.plan.hardware import Gpu
 from launcher.plan.machines import GpuProfile, Machines, profile_of
@@ -17,12 +18,18 @@ MOVED_PER_WIDTH = (
 )
 STEP_S = 2e-4  # of Python per step: choosing rows, launching, taking tokens in
 START_S = 15.0  # from the agent's start until its ranks can load
+LOADING_S = 5.0  # of loading, beside reading
+# Bytes per second of files in memory that a thread maps, and lets go again. It goes by pages, and files have them as
+# small or large as they came into memory: 14e9 was seen of one just saved, and 115e9 of the same file read from a disk.
+MAPPED = 20e9
 
 
 @dataclass(frozen=True)
 class Rates:
     """One rank's device while all ranks of its node work; ``far`` lines lie between nodes. ``flops`` and
-    ``bandwidth`` per second; ``disk`` bytes per second of a node. ``source`` says where they are from."""
+    ``bandwidth`` per second; ``disk`` bytes per second of a node, ``cached`` those of one thread that reads files
+    which are in memory, ``mapped`` of one that maps them; ``threads`` of a rank that computes on CPUs. ``source`` says
+    where they are from."""
 
     source: str
     flops: float
@@ -32,9 +39,16 @@ class Rates:
     far_link: Line
     all_reduce: Line
     far_all_reduce: Line
+    gather: Line
+    far_gather: Line
     disk: float = 2e9
+    cached: float = 5e9
+    mapped: float = MAPPED
+    host_link: float = 20e9  # bytes per second between a GPU and its host
+    threads: int = 1
     step_s: float = STEP_S
     start_s: float = START_S
+    loading_s: float = LOADING_S
     overlaps: bool = True  # a GPU reads while it computes; a CPU's core does one after the other
     costs: Costs | None = None
 
@@ -61,12 +75,25 @@ class Rates:
             far_link=self.far_link,
             all_reduce=profile.all_reduce if near else self.all_reduce,
             far_all_reduce=self.far_all_reduce,
+            gather=profile.gather if near else self.gather,
+            far_gather=self.far_gather,
             disk=profile.disk,
+            cached=profile.cached,
+            mapped=self.mapped,
+            threads=speed.threads,
             step_s=profile.step_s,
             start_s=profile.start_s,
+            loading_s=profile.loading_s,
             overlaps=self.overlaps,
             costs=costs,
         )
+
+    @cached_property
+    def unpacked(self) -> Rates:
+        """These where matrices lie as in their files."""
+        if self.costs is None or not self.costs.unpacked:
+            return self
+        return replace(self, costs=self.costs.model_copy(update={"matmul": self.costs.unpacked}))
 
     def product_s(self, elements: float, size: float, rows: float) -> float:
         """Seconds to multiply ``rows`` rows with weights of ``size`` bytes, of which each row meets ``elements``."""
@@ -110,7 +137,8 @@ class Rates:
 def _on_paper(gpu: GpuProfile | None, dtype: str) -> Rates:
     if gpu is None:
         near, far = Line(latency_s=2e-4, bytes_per_s=2e9), Line(latency_s=3e-4, bytes_per_s=1e9)
-        return Rates("assumed", 60e9, 20e9, 5e-4, near, far, near, far, overlaps=False)
+        lines = (near, far) * 3
+        return Rates("assumed", 60e9, 20e9, 5e-4, *lines, overlaps=False)
     known = bool(gpu.flops.get(dtype) and gpu.bandwidth)
     link = Line(latency_s=3e-5, bytes_per_s=REACHED_BANDWIDTH * (gpu.link or 20e9))
     far = Line(latency_s=5e-5, bytes_per_s=10e9)
@@ -123,6 +151,8 @@ def _on_paper(gpu: GpuProfile | None, dtype: str) -> Rates:
         far_link=far,
         all_reduce=link,
         far_all_reduce=far,
+        gather=link,
+        far_gather=far,
     )
 
 

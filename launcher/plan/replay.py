@@ -12,8 +12,8 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from launcher.plan.course import Held, Line, Load, Replayed, Spent
 from launcher.plan.plan import Batch
 from launcher.plan.workload import Workload
 
@@ -21,58 +21,6 @@ MOST_STEPS = (
     3000  # that are played, or about; longer runs are played in part, or several steps as one
 )
 WAVES = 4  # times that all slots are filled, where there are as many rows
-
-
-class Load(NamedTuple):
-    """What a step computes: ``decoding`` rows that see ``positions`` together, ``fed`` tokens of prompts that see
-    ``seen`` together, and a token drawn for each of ``rows``."""
-
-    rows: float
-    decoding: float
-    positions: float
-    fed: float
-    seen: float
-
-
-@dataclass(frozen=True)
-class Line:
-    """Stages in a row: seconds that a load computes and exchanges on each, and until its result is at the next one
-    (of the last: at the first). ``step_s`` is Python's between steps. A round of all groups takes ``round_s`` at
-    least, and ``added_s`` besides: what is read and moved where a model is streamed."""
-
-    stages: Sequence[Callable[[Load], tuple[float, float]]]
-    links: Sequence[Callable[[Load], float]]
-    step_s: float
-    in_rounds: bool = False
-    round_s: float = 0.0
-    added_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """``seconds`` for ``tokens`` new tokens; ``busy`` and ``transfer`` are shares of that of each stage."""
-
-    seconds: float
-    tokens: float
-    busy: tuple[float, ...]
-    transfer: tuple[float, ...]
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def utilization(self) -> float:
-        """Mean busy share."""
-        return sum(self.busy) / len(self.busy)
-
-    def bubbles(self) -> list[float]:
-        """Of each stage: idle while another one computes. Where they take turns, that is all they are not busy."""
-        anyone = min(1.0, sum(self.busy))
-        return [
-            max(0.0, min(1 - busy - moved, anyone - busy))
-            for busy, moved in zip(self.busy, self.transfer, strict=True)
-        ]
 
 
 def replay(line: Line, batch: Batch, work: Workload) -> Replayed:
@@ -93,18 +41,12 @@ def replay(line: Line, batch: Batch, work: Workload) -> Replayed:
 
 def _scaled(half: _Play, whole: _Play, more: float, tokens: float) -> Replayed:
     """``whole``, and ``more`` times what it does beyond ``half``."""
-
-    def grown(some: float, all_: float) -> float:
-        return all_ + (all_ - some) * more
-
-    seconds = grown(half.now, whole.now)
+    stages = zip(half.spent(), whole.spent(), strict=True)
     return Replayed(
-        seconds=seconds,
+        seconds=whole.now + (whole.now - half.now) * more,
         tokens=tokens,
-        busy=tuple(grown(*each) / seconds for each in zip(half.busy, whole.busy, strict=True)),
-        transfer=tuple(
-            grown(*each) / seconds for each in zip(half.transfer, whole.transfer, strict=True)
-        ),
+        rounds=whole.rounds + (whole.rounds - half.rounds) * more,
+        stages=tuple(some.grown(most, more) for some, most in stages),
     )
 
 
@@ -188,30 +130,50 @@ class _Play:
             stride,
         )
         self.groups = [_Group(batch.slots, stride) for _ in range(batch.groups)]
-        self.free = [0.0] * len(line.stages)
-        self.busy = [0.0] * len(line.stages)
-        self.transfer = [0.0] * len(line.stages)
+        count = len(line.stages)
+        self.free = [0.0] * count
+        self.computed = {"prefill": [0.0] * count, "decode": [0.0] * count}
+        self.transfer, self.weights = [0.0] * count, [0.0] * count
         self.now = 0.0
+        self.rounds = 0
 
     def run(self) -> _Play:
         flights: deque[_Group] = deque()
-        in_rounds = self.line.in_rounds
-        began = 0.0
         while True:
             self._refill()
+            before = self._computed()
             for group in self.groups:
                 if group.back is None and group.rows:
                     self._launch(group)
                     flights.append(group)
             if not flights:
                 return self
-            for _ in range(len(flights) if in_rounds else 1):
+            self.rounds += self.stride
+            for _ in range(len(flights) if self.line.in_rounds else 1):
                 group = flights.popleft()
                 self.now, group.back = max(self.now, group.back or 0.0), None
-            if in_rounds:
-                least = began + self.line.round_s * self.stride
-                self.now = max(self.now, least) + self.line.added_s * self.stride
-                began = self.now
+            if self.line.held:
+                self._hold(self.line.held, before)
+
+    def spent(self) -> list[Spent]:
+        """What each stage did."""
+        times = (*self.computed.values(), self.transfer, self.weights)
+        return [Spent(*each) for each in zip(*times, strict=True)]
+
+    def _computed(self) -> dict[str, float]:
+        """Seconds that the first stage computed, by kind."""
+        return {kind: times[0] for kind, times in self.computed.items()}
+
+    def _hold(self, held: Callable[[float], Held], before: dict[str, float]) -> None:
+        """Reading holds up the only stage in a round; it had computed so long ``before``."""
+        computed = {kind: now - before[kind] for kind, now in self._computed().items()}
+        total = sum(computed.values())
+        slowed, weights, moved = (each * self.stride for each in held(total / self.stride))
+        for kind, seconds in computed.items():
+            self.computed[kind][0] += slowed * seconds / total
+        self.weights[0] += weights
+        self.transfer[0] += moved
+        self.now += slowed + weights + moved
 
     def _refill(self) -> None:
         while self.rows:
@@ -227,11 +189,12 @@ class _Play:
         """Send a step through the stages, which take steps in the order of launching."""
         line, load, stride = self.line, group.load(self.chunk), self.stride
         at = self.now + line.step_s * stride
+        computed = self.computed["prefill" if load.fed else "decode"]
         for stage, cost in enumerate(line.stages):
             computing, exchanging = cost(load)
             begin = max(at, self.free[stage])
             at = self.free[stage] = begin + (computing + exchanging) * stride
-            self.busy[stage] += computing * stride
+            computed[stage] += computing * stride
             self.transfer[stage] += exchanging * stride
             if stage == 0:
                 self.now = at  # launching returns when the first stage is done

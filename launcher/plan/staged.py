@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from launcher.plan.cost import StageCost, layer_costs, usual_load
+from launcher.plan.cost import Exchange, StageCost, layer_costs, usual_load
+from launcher.plan.course import Line, Load, Replayed
 from launcher.plan.memory import Model, Share, shares
 from launcher.plan.outline import Module, Outline
 from launcher.plan.placement import Device
 from launcher.plan.plan import Batch
-from launcher.plan.replay import Line, Load, Replayed, replay
+from launcher.plan.replay import replay
 from launcher.plan.replica import Fitted, Replica
 from launcher.plan.shards import degrees
 from launcher.plan.simulate import Pipe, Schedule, Simulated, simulate
@@ -163,14 +164,19 @@ class Drafting:
 
     def _stages(self, counts: Sequence[int]) -> list[StageCost]:
         rates, part, layers = self.subject.rates, self._computed, self.subject.part.outline.layers
-        line = rates.far_all_reduce if self.torn else rates.all_reduce
+        count = self.subject.shards.count
+        lines = (
+            (rates.far_all_reduce, rates.far_gather)
+            if self.torn
+            else (rates.all_reduce, rates.gather)
+        )
         return [
             StageCost.of(
                 part,
                 layers[first : last + 1],
                 rates,
                 has_head=last + 1 == len(layers),
-                all_reduce=line if self.subject.shards.count > 1 else None,
+                exchange=Exchange(count, *lines) if count > 1 else None,
             )
             for first, last in spans(counts)
         ]

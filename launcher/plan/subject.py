@@ -9,12 +9,12 @@ from typing import Any
 from launcher.job.spec import JobSpec
 from launcher.plan.batching import batch_notes, largest_batch
 from launcher.plan.checkpoint import WIDTHS, Checkpoint
+from launcher.plan.course import Replayed
 from launcher.plan.dims import text_config
 from launcher.plan.machines import Machines
 from launcher.plan.memory import Model
 from launcher.plan.plan import Batch, Predicted
 from launcher.plan.rates import Rates
-from launcher.plan.replay import Replayed
 from launcher.plan.shards import Shards
 from launcher.plan.workload import Workload
 from launcher.records import Demand
@@ -82,13 +82,12 @@ class Subject:
     def predicted(self, replayed: Replayed, bubble: float | None = None) -> Predicted:
         """Of one world, from what one of its replicas does."""
         machines, rates = self.machines, self.rates
-        replicas = self.spec.parallel.replicas
-        # Replicas of a node read the checkpoint once between them: the others find it in memory.
-        load_s = self.model.outline.root.weights / min(machines.nodes, replicas) / rates.disk
+        replicas, load_s = self.spec.parallel.replicas, self.load_s(self.checkpoint.file_bytes)
         wall_s = rates.start_s + load_s + replayed.seconds
         gpus = machines.nodes * machines.gpus_per_node
         return Predicted(
             tokens_per_s=replicas * replayed.tokens_per_s,
+            new_tokens=replicas * machines.worlds * replayed.tokens,
             wall_s=wall_s,
             load_s=load_s,
             generate_s=replayed.seconds,
@@ -96,6 +95,19 @@ class Subject:
             bubble=bubble,
             gpu_hours=wall_s * gpus * machines.worlds / 3600 if gpus else None,
         )
+
+    def load_s(self, size: int) -> float:
+        """Until every rank has its part of the ``size`` bytes that a replica reads. Replicas of a node read them
+        once between them: the others find them in memory."""
+        parts, rates = min(1.0, self.spec.parallel.replicas / self.machines.nodes), self.rates
+        return rates.loading_s + size * parts / rates.disk
+
+    def loading(self, weights: int) -> dict[str, float]:
+        """Fields of a DevicePlan that gets ``weights`` bytes when its rank loads."""
+        size = weights * self.checkpoint.file_bytes / self.model.outline.root.weights
+        each = max(1.0, self.spec.parallel.replicas / self.machines.nodes)
+        whole = self.checkpoint.file_bytes if weights else 0
+        return {"load_s": self.load_s(whole), "bytes_read": size / each}
 
     def largest_batch(self, groups: int | None = None) -> Batch:
         """The most that makes sense to have in flight, before it is asked what fits."""
@@ -140,6 +152,7 @@ class Subject:
             "weights_bytes": self.model.outline.root.weights,
             "kv_bytes_per_token": self.model.kv_bytes_per_token,
             "nodes": self.machines.nodes,
+            "worlds": self.machines.worlds,
             "gpus_per_node": self.machines.gpus_per_node,
             "peak_flops": gpu.flops.get(self.dtype) if gpu else None,
             "peak_bandwidth": gpu.bandwidth if gpu else None,

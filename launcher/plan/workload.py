@@ -13,10 +13,15 @@ BYTES_PER_TOKEN = 4.0  # of ordinary text, with a vocabulary of 32,000
 
 @dataclass(frozen=True)
 class Workload:
-    """``lengths``: prompt and new tokens of rows that stand for all ``rows``, in the order of the input."""
+    """``lengths``: prompt and new tokens of rows that stand for all ``rows``, in the order of the input.
+
+    A row to score is a prompt, after which one token is drawn, or as good as drawn; ``counted`` are the tokens that
+    count for each new one, of continuations then.
+    """
 
     lengths: tuple[tuple[int, int], ...]
     rows: int
+    counted: float = 1.0
 
     @classmethod
     def of(cls, demand: Demand, vocabulary: int, max_length: int) -> Workload:
@@ -30,12 +35,12 @@ class Workload:
         for size, new in sample:
             prompt = max(1, min(round(size / each), max_length - 1))
             lengths.append((prompt, max(1, min(new, max_length - prompt))))
-        return cls(tuple(lengths), max(1, demand.rows))
+        return cls(tuple(lengths), max(1, demand.rows), max(1.0, demand.scored_bytes / each))
 
     @property
     def new_tokens(self) -> float:
-        """Of all rows."""
-        return self.mean_new * self.rows
+        """Of all rows, or those that count."""
+        return self.mean_new * self.rows * self.counted
 
     @cached_property
     def mean_new(self) -> float:

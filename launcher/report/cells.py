@@ -10,7 +10,21 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from launcher.console import clean
 from launcher.report import units
+
+__all__ = [
+    "Adaptive",
+    "beside",
+    "clean",
+    "host",
+    "layers",
+    "more",
+    "numbers",
+    "plural",
+    "split",
+    "table",
+]
 
 WIDE = 96  # from this many columns on there is room for bars
 MAY_WRAP = ("", "run", "on", "host", "job", "device", "outcome")
@@ -58,13 +72,6 @@ def more(total: int, where: str) -> Iterable[RenderableType]:
     """A line that says how many rows a table of ``total`` left out."""
     return (
         [Text(f"... and {total - MOST_ROWS} more in {where}", "dim")] if total > MOST_ROWS else []
-    )
-
-
-def clean(text: object) -> str:
-    """Text from a file or a host as it may go to a terminal: line breaks stay, other controls do not."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,11 @@ import numpy as np
 from launcher.measure.spans import COMPUTE
 from launcher.measure.timeline import Timeline
 from launcher.plan.plan import Plan
-from launcher.report import units
+from launcher.report.compare import SHOW, of_run, of_stages, off
 from launcher.report.lanes import Axis
 from launcher.report.measured import Interval
 
 MOST_COLUMNS = 160
-LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "tokens_per_s": ("Tokens/s", units.amount),
-    "wall_s": ("Wall time", units.duration),
-    "load_s": ("Loading", units.duration),
-    "generate_s": ("Generating", units.duration),
-    "utilization": ("Utilisation", units.percent),
-    "bubble": ("Bubble", units.percent),
-    "gpu_hours": ("GPU hours", units.amount),
-}
 
 
 def tokens_over_time(
@@ -100,35 +91,29 @@ def memory(summary: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
 
 
 def comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Measured beside predicted, for every figure of the whole run that the plan predicts."""
-    rows = []
-    for name, expected in summary["predicted"].items():
-        measured = summary.get(name)
-        if isinstance(expected, list | dict) or (expected is None and measured is None):
-            continue
-        label, show = LABELS.get(name, (name.replace("_", " "), units.amount))
-        ratio = measured / expected if measured is not None and expected else None
-        rows.append(
-            {
-                "name": name,
-                "label": label,
-                "show": show,
-                "measured": measured,
-                "predicted": expected,
-                "ratio": ratio,
-            }
-        )
-    return rows
+    """The pairs of the whole run of which one side is known, with how they are shown."""
+    return [_shown(pair) for pair in of_run(summary["compared"]) if _known(pair)]
 
 
-def stage_comparison(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Busy and bubble of each stage beside what the plan said, for the stages of which it said so."""
-    found = [(stage, stage.get("predicted") or {}) for stage in summary["stages"]]
-    return [
-        {"stage": stage, "predicted": expected}
-        for stage, expected in found
-        if expected.get("busy") is not None
-    ]
+def stage_comparison(summary: dict[str, Any]) -> dict[str, Any]:
+    """``rows``: the devices of which the plan said something, each with its pairs under the ``labels``."""
+    pairs = [_shown(pair) for pair in of_stages(summary["compared"])]
+    told = {pair["figure"] for pair in pairs if pair["predicted"] is not None}
+    rows: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        if pair["figure"] in told:
+            row = rows.setdefault(str(pair["place"]), {"stage": pair["place"], "pairs": []})
+            row["pairs"].append(pair)
+    labels = {pair["figure"]: pair["label"] for pair in pairs if pair["figure"] in told}
+    return {"labels": list(labels.values()), "rows": list(rows.values())}
+
+
+def _shown(pair: Mapping[str, Any]) -> dict[str, Any]:
+    return {**pair, "show": SHOW[pair["unit"]], "off": off(pair)}
+
+
+def _known(pair: Mapping[str, Any]) -> bool:
+    return pair["predicted"] is not None or pair["measured"] is not None
 
 
 def _bytes(row: dict[str, Any]) -> list[float]:

@@ -38,11 +38,12 @@ def _table(shown: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
 
 
 def split(candidate: Mapping[str, Any]) -> str:
-    """``2 x pipeline, 4 stages of 2``: replicas, strategy, stages and the shards of each."""
+    """``2 x pipeline 4 of 2``: replicas, strategy, stages and the shards of each; shards may be threads of one rank."""
     stages, shards, replicas = (candidate[key] for key in ("stages", "tensor", "replicas"))
     parts = [f"{replicas} x " if replicas > 1 else "", candidate["strategy"]]
     if candidate["strategy"] == "tensor":
         parts.append(f" {shards}")
+        parts.append(", threads" if candidate.get("ranks") == replicas < replicas * shards else "")
     elif stages > 1 or shards > 1:
         parts.append(f" {stages}" + (f" of {shards}" if shards > 1 else ""))
     return "".join(parts)

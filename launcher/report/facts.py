@@ -24,8 +24,8 @@ Summary = dict[str, Any]
 
 
 def is_complete(run: Run) -> bool:
-    """Whether every row is in the results; the manifest follows the report."""
-    return run.outputs.exists()
+    """Whether every row is in the results, or a script has ended well; the manifest follows the report."""
+    return (run.outputs if run.has_rows else run.summary).exists()
 
 
 def find_summary(run: Run) -> Summary:
@@ -124,7 +124,10 @@ def spec_facts(run: Run) -> dict[str, str | None]:
 
 
 def in_short(plan: Plan, summary: Summary, model: str | None) -> list[str]:
-    """The split, the precision and the batch in a few words each."""
+    """The split, the precision and the batch in a few words each; of a script its ranks."""
+    ranks = f"{cells.plural(summary['world_size'], 'rank')} on {summary['device']}"
+    if plan.accelerate is not None:
+        return ["script", ranks, f"mixed precision {plan.dtype}"]
     replicas = len({device.replica for device in plan.devices})
     stages = len({device.stage for device in plan.devices})
     batch = plan.batch
@@ -134,7 +137,7 @@ def in_short(plan: Plan, summary: Summary, model: str | None) -> list[str]:
         f"{cells.plural(replicas, 'replica')} of {cells.plural(stages, 'stage')}",
         f"{units.short(plan.parameters)} parameters in {plan.dtype}",
         f"{cells.plural(batch.groups, 'group')} of {cells.plural(batch.slots, 'slot')}",
-        f"{cells.plural(summary['world_size'], 'rank')} on {summary['device']}",
+        ranks,
     ]
     return [fact for fact in facts if fact]
 

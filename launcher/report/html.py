@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from launcher import __version__
+from launcher.disk import private
 from launcher.job.redact import redact
 from launcher.measure import trace
 from launcher.measure.timeline import Timeline, read_timelines
@@ -28,6 +29,7 @@ MOST_STAGES = 128  # rows of a table
 SHARE_NAMES = {name: name.replace("_", " ") for name in bars.SHARES}
 
 
+@private()
 def write_report(run: Run) -> None:
     """Publish ``run.report``; summary and trace, too, where a complete run lacks them.
 

@@ -35,8 +35,29 @@ def profile_table(profile: MachineProfile) -> RenderableType:
         Text(),
         Text(f"link ({profile.backend}): {_line(profile.link)}"),
         Text(f"sum over ranks: {_line(profile.all_reduce)}"),
-        Text(f"disk: {units.size(profile.disk)}/s"),
+        Text(f"disk: {units.size(profile.disk)}/s, from memory {units.size(profile.cached)}/s"),
     )
+
+
+def attention_table(found: Mapping[str, Any]) -> RenderableType:
+    """Tokens per second of each attention, with and without KV cache, and how much the fastest gains."""
+    table = cells.table(
+        *("attention", ">prompt", ">first token", ">tok/s", ">without cache", ">cache gains")
+    )
+    for row in found["results"]:
+        rates = row["tokens_per_s"]
+        table.add_row(
+            row["attention"],
+            units.count(row["length"]),
+            f"{1000 * row['prefill_s']:.1f} ms",
+            units.amount(rates["cache"]),
+            units.amount(rates["no_cache"]),
+            f"{rates['cache'] / rates['no_cache']:.1f} x",
+        )
+    head = f"{cells.clean(found['model'])} in {found['dtype']} on {cells.clean(found['device'])}"
+    left = [Text(f"{kind}: {why}", "dim") for kind, why in found["unavailable"].items()]
+    new = cells.plural(found["new_tokens"], "new token")
+    return Group(Text(f"{head}, one sequence, {new}"), Text(), table, Text(), *left)
 
 
 def scale_table(study: Mapping[str, Any]) -> RenderableType:

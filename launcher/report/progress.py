@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from launcher.console import clean
+from launcher.report.states import steps
 from launcher.report.units import duration
 
 TERMINAL_S, PLAIN_S = 0.5, 10.0
@@ -45,20 +47,20 @@ class Progress:
     def note(self, text: str) -> None:
         """Say something once, above the line."""
         if not self._quiet:
-            self._console.print(text)
+            self._console.print(clean(text), markup=False, soft_wrap=True, highlight=False)
 
     def _show(self, line: str) -> None:
         if self._console.is_terminal:
-            self._live.update(Text(line), refresh=True)
+            self._live.update(Text(clean(line)), refresh=True)
         elif line != self._last:
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self._console.print(clean(line), markup=False, soft_wrap=True, highlight=False)
         self._last = line
 
 
 def progress_line(state: dict[str, Any]) -> str:
     """Rows done, speed and time left in one line; before the first row, what the ranks are at."""
     rows = state["rows"]
-    parts = [f"{rows['done']}/{rows['total']} rows"]
+    parts = [f"{rows['done']}/{rows['total']} rows" if rows["total"] else steps(state)]
     if rows["failed"]:
         parts.append(f"{rows['failed']} failed")
     if state["tokens_per_s"]:

@@ -15,6 +15,7 @@ from launcher.run import Run
 EVERY_S, PRICE = 3.0, 20.0  # a look at timelines costs at most one part in PRICE of the time
 SILENT_S = 10.0  # a rank writes its status twice a second
 SLOW = 0.7  # of the median of the other replicas' rows per second
+LEAST_ROWS = 20  # of the others, for a rank's few to mean anything
 Rank = Mapping[str, Any]
 Key = tuple[str, int]  # attempt and rank
 
@@ -73,6 +74,22 @@ def stragglers(ranks: Sequence[Rank], now: float) -> dict[Key, str]:
             found[key] = f"still {rank['phase']}"
         elif key in rates and others and rates[key] < SLOW * statistics.median(others):
             found[key] = f"{rates[key] / statistics.median(others):.0%} of the others' rows/s"
+    return found
+
+
+def behind(ranks: Sequence[Rank]) -> list[dict[str, Any]]:
+    """Of ranks that worked side by side: those that did far fewer rows than the others. A rank that only serves its
+    replica's first one does none, and is not counted."""
+    working = [rank for rank in ranks if rank["rows_done"]]
+    found = []
+    for rank in working:
+        others = [other["rows_done"] for other in working if other is not rank]
+        usual = statistics.median(others) if others else 0
+        if usual >= LEAST_ROWS and rank["rows_done"] < SLOW * usual:
+            share = rank["rows_done"] / usual
+            found.append(
+                {name: rank[name] for name in ("attempt", "rank", "host")} | {"share": share}
+            )
     return found
 
 

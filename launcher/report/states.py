@@ -47,7 +47,11 @@ def status_table(state: State) -> RenderableType:
     return Group(
         *head_lines(state),
         *_attempts(state["attempts"]),
-        *_ranks(state["ranks"]),
+        *_ranks(state["ranks"], state["rows"]["total"]),
+        *(
+            Text(f"rank {cells.clean(name)}: {cells.clean(why)}", "yellow")
+            for name, why in state.get("stragglers", {}).items()
+        ),
         *failure_lines(state["failure"]),
     )
 
@@ -63,7 +67,14 @@ def head_lines(state: State) -> list[RenderableType]:
     ]
 
 
+def steps(state: State) -> str:
+    """How far a script says that it is."""
+    return f"step {units.count(max((rank['steps'] for rank in state['ranks']), default=0))}"
+
+
 def _progress(state: State) -> list[RenderableType]:
+    if not state["rows"]["total"]:
+        return [Text(f"a script, {steps(state)}")] if state["ranks"] else []
     done, total, failed = (state["rows"][name] for name in ("done", "total", "failed"))
     line = [f"{units.count(done)} of {units.count(total)} rows"]
     line += [f"{units.count(failed)} failed"] if failed else []
@@ -97,13 +108,15 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     return [Text(), table]
 
 
-def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+def _ranks(ranks: Sequence[Mapping[str, Any]], rows: int) -> list[RenderableType]:
     if not ranks:
         return []
     table = cells.table(
         "rank", ">replica", "host", "phase", ">for", ">rows", ">failed", ">new tokens", ">heard"
     )
     now = time.time()
+    if not rows:
+        return [Text(), _script_ranks(ranks, now), *cells.more(len(ranks), "status/")]
     for rank in ranks[: cells.MOST_ROWS]:
         table.add_row(
             str(rank["rank"]),
@@ -117,6 +130,20 @@ def _ranks(ranks: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
             f"{units.duration(max(0.0, now - rank['updated']))} ago",
         )
     return [Text(), table, *cells.more(len(ranks), "status/")]
+
+
+def _script_ranks(ranks: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
+    table = cells.table("rank", "host", "phase", ">for", ">step", ">heard")
+    for rank in ranks[: cells.MOST_ROWS]:
+        table.add_row(
+            str(rank["rank"]),
+            Text(cells.clean(rank["host"])),
+            Text(cells.clean(rank["phase"])),
+            units.duration(max(0.0, rank["updated"] - rank["phase_since"])),
+            units.count(rank["steps"]),
+            f"{units.duration(max(0.0, now - rank['updated']))} ago",
+        )
+    return table
 
 
 def failure_lines(failure: Mapping[str, Any] | None) -> list[RenderableType]:

@@ -9,8 +9,10 @@ from launcher.ledger import Counts
 from launcher.measure.bubble import SHARES, shares
 from launcher.measure.spans import COMPUTE
 from launcher.plan.plan import DevicePlan, Plan
+from launcher.report.compare import compare, expected_of_device, expected_of_run
 from launcher.report.measured import Measured, length_of_union
 from launcher.report.peaks import compute_devices, use_of_peaks
+from launcher.report.sofar import behind
 from launcher.run import Run, read_json
 
 FIGURES = ("peak_memory_bytes", "weights_bytes", "bytes_read", "load_s")
@@ -35,7 +37,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
     ]
     alive = [m.alive for m in attempts if m.alive]
     generate_s = length_of_union(w for m in attempts for w in m.windows) or None
-    return {
+    found = {
         "name": run.name,
         "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
         "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
@@ -43,9 +45,14 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
         "load_s": _most(stage["load_s"] for stage in stages),
         "generate_s": generate_s,
         "tokens_per_s": counts.completion_tokens / generate_s if generate_s else None,
+        "rows_per_s": counts.ok / generate_s if generate_s else None,
+        "new_tokens": counts.completion_tokens,
         "ttft_s": _first_token(attempts),
         "attempts": len(attempts),
         "restarts": len(attempts) - len({m.attempt.world for m in attempts}),
+        "stragglers": [
+            each for m in attempts for each in behind(list(map(vars, m.ranks.values())))
+        ],
         "strategy": plan.strategy,
         "schedule": plan.schedule,
         "device": plan.device,
@@ -57,8 +64,9 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
         "gpu_hours": _gpu_hours(plan, attempts),
         **_weights_read(attempts, counts.completion_tokens, generate_s),
         "stages": stages,
-        "predicted": plan.predicted.model_dump(),
+        "predicted": expected_of_run(plan),
     }
+    return {**found, "compared": compare(plan, found)}
 
 
 def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int) -> dict[str, Any]:
@@ -86,11 +94,7 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         **figures,
         "weights_bytes": figures["weights_bytes"] or device.weights_bytes,
         **_compute_seconds(attempts, device, told_apart),
-        "predicted": {
-            "busy": device.utilization,
-            "bubble": device.bubble,
-            "peak_memory_bytes": device.peak_bytes,
-        },
+        "predicted": expected_of_device(device),
     }
 
 
@@ -144,7 +148,7 @@ def _weights_read(
     ranks = [s.figures for m in attempts for s in m.ranks.values()]
     read = [f for f in ranks if f.get("weights_read_s")]
     if not read or not generate_s:
-        return {}
+        return {"read_bytes_per_token": None}
     total = sum(figures["weights_read_bytes"] for figures in read)
     return {
         "read_bytes_per_token": total / tokens if tokens else None,

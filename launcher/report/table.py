@@ -12,6 +12,7 @@ from rich.text import Text
 from launcher.plan.plan import DevicePlan, Plan
 from launcher.report import bars, cells, units
 from launcher.report.choice import choice_table
+from launcher.report.script import script_plan, script_summary
 from launcher.report.states import runs_table, status_table
 
 __all__ = ["plan_table", "runs_table", "status_table", "summary_table"]
@@ -21,6 +22,8 @@ Summary = Mapping[str, Any]
 
 def plan_table(plan: Plan) -> RenderableType:
     """What sits where, how full each device gets, whether it fits or why not, and what is predicted."""
+    if plan.accelerate is not None:
+        return script_plan(plan)
     verdict = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
     machines = f"{cells.plural(plan.nodes, 'node')}"
     machines += f" x {cells.plural(plan.gpus_per_node, 'GPU')}" if plan.gpus_per_node else ", CPU"
@@ -46,6 +49,8 @@ def plan_table(plan: Plan) -> RenderableType:
 
 def summary_table(summary: Summary) -> RenderableType:
     """What a run did, measured beside predicted, and where each stage's time went. From summary.json."""
+    if summary["strategy"] == "script":
+        return script_summary(summary)
     facts = [
         cells.split(summary["strategy"], summary["schedule"]),
         f"{cells.plural(summary['world_size'], 'rank')} on {summary['device']}",
@@ -58,7 +63,13 @@ def summary_table(summary: Summary) -> RenderableType:
         _measured(summary),
         Text(),
         cells.Adaptive(lambda wide: _stages(summary["stages"], wide)),
+        *map(_straggler, summary.get("stragglers", [])),
     )
+
+
+def _straggler(rank: Mapping[str, Any]) -> RenderableType:
+    who = f"rank {rank['rank']} on {cells.host(rank['host'])}"
+    return Text(f"{who} did {units.percent(rank['share'])} of the rows that others did", "yellow")
 
 
 def _devices(plan: Plan, wide: bool) -> RenderableType:

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from launcher import environ, ledger, logs
-from launcher.errors import LauncherError, RunFailed, SlurmRefused
+from launcher.disk import PRIVATE
+from launcher.errors import LauncherError, NodeLost, RunFailed, SlurmRefused
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
-from launcher.run import Run
-from launcher.runtime import coordinator, network, process
+from launcher.plan.sums import recheck
+from launcher.records import Attempt
+from launcher.run import Run, read_json
+from launcher.runtime import coordinator, network, process, restarts
 from launcher.runtime.exporter import Exporter
-from launcher.runtime.launch import World, launch_argv
+from launcher.runtime.launch import World, launch_argv, script_argv
 from launcher.runtime.notify import notify
 from launcher.runtime.rendezvous import Meeting, Node, meet
 from launcher.runtime.watchdog import Outcome, Watchdog, conclude, raise_outcome
@@ -41,9 +47,11 @@ STOP_SIGNALS = {
 
 @dataclass
 class StopRequest:
-    """The first signal that asked this agent to stop. The handler only takes a note: it may run anywhere."""
+    """The first signal that asked this agent to stop, or ``deadline`` (by the monotonic clock). The handler only takes
+    a note: it may run anywhere."""
 
     signal: int | None = None
+    deadline: float = math.inf
 
     def install(self) -> None:
         for number in STOP_SIGNALS:
@@ -53,7 +61,9 @@ class StopRequest:
         self.signal = self.signal or number
 
     def reason(self) -> str | None:
-        return None if self.signal is None else STOP_SIGNALS[signal.Signals(self.signal)]
+        if self.signal is None:
+            return "limits.total is used up" if time.monotonic() > self.deadline else None
+        return STOP_SIGNALS[signal.Signals(self.signal)]
 
 
 def run_agent(path: str) -> str:
@@ -67,16 +77,27 @@ def run_agent(path: str) -> str:
 
 
 def _run(run: Run, node: Node) -> str:
+    os.umask(PRIVATE)
     stop = StopRequest()
     stop.install()
     process.adopt_orphans()
     logs.to(f"agent node {node.index}", run.agent_log(node.world, node.index))
     spec = load_resolved(run.job)
     plan = Plan.model_validate_json(run.plan.read_bytes())
+    if node.index == 0:
+        if node.count == 1 and run.list_attempts(node.world) and coordinator.finish(run):
+            return _complete(run, spec)  # all that was left to do was to merge
+        left = restarts.time_left(run, spec, node)
+        stop.deadline = math.inf if left is None else time.monotonic() + left
     meeting = meet(run, spec, node)
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
     with Exporter(run) if node.index == 0 else contextlib.nullcontext():
         return _attempt(run, spec, plan, node, meeting, stop)
+
+
+def _complete(run: Run, spec: JobSpec) -> str:
+    notify(run, spec, "complete")
+    return "done"
 
 
 def _attempt(
@@ -84,19 +105,23 @@ def _attempt(
 ) -> str:
     attempt = meeting.attempt
     world = World(plan.world_size, node.count, node.index, meeting.address, meeting.port)
-    with _told(run, spec, node, meeting):
+    with meeting.lifelines, _told(run, spec, node, meeting):
+        if node.index == 0:
+            recheck(Path(spec.model.path), read_json(run.weights) or {})
         child = process.start(
-            launch_argv(world, RANK_MODULE, str(run.path)),
+            _launch(run, spec, plan, world),
             run.log(attempt, f"launch-{node.index:04d}"),
             _environment(spec, plan, meeting),
             run.path,
         )
-        watchdog = Watchdog(run, spec, plan, node.index, attempt, child, stop.reason)
+        watchdog = Watchdog(
+            run, spec, plan, node.index, attempt, child, stop.reason, meeting.lifelines
+        )
         outcome = watchdog.watch()
         conclude(run, attempt, node.index, outcome)
         if node.index > 0:
             return outcome.kind  # node 0 speaks for the world
-        outcome = _final(spec, node, watchdog.gather(outcome), stop)
+        outcome = _final(run, spec, node, attempt, watchdog.gather(outcome), stop)
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
     try:
@@ -104,10 +129,12 @@ def _attempt(
     except Exception as error:
         notify(run, spec, "failed", f"the results can't be written: {error}")
         raise
-    _tell(run, spec, outcome, finished, _near_limit(node, outcome, stop))
+    again = not finished and _goes_on(node, outcome, stop)
+    _tell(run, spec, outcome, finished, again)
+    if again:
+        _requeue(node)
     if not finished:
         raise_outcome(outcome)
-        _requeue(node, outcome, stop)
     return outcome.kind
 
 
@@ -137,14 +164,21 @@ def _told(run: Run, spec: JobSpec, node: Node, meeting: Meeting) -> Iterator[Non
 
 
 def _tell(run: Run, spec: JobSpec, outcome: Outcome, finished: bool, again: bool) -> None:
-    """Notify whom the spec says. ``again``: the job goes back into the queue, unless the outcome has an error."""
+    """Notify whom the spec says. ``again``: the job goes back into the queue."""
     message = str(outcome.error["what"]) if outcome.error else ""
     if finished:
         notify(run, spec, "complete")
-    elif outcome.kind == "failed":
-        notify(run, spec, "failed", message)
-    elif outcome.kind == "drained" and (message or not again):
-        notify(run, spec, "stopped", message)
+    elif outcome.kind != "done" and not again:
+        notify(run, spec, "failed" if outcome.kind == "failed" else "stopped", message)
+
+
+def _launch(run: Run, spec: JobSpec, plan: Plan, world: World) -> list[str]:
+    """argv of this node's `accelerate launch`."""
+    if spec.script is None:
+        return launch_argv(world, RANK_MODULE, str(run.path))
+    threads = spec.accelerate.get("num_cpu_threads_per_process")
+    each = int(threads or max(1, environ.cpus() // plan.ranks_per_node))
+    return script_argv(world, run.accelerate, each, str(run.path))
 
 
 def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:
@@ -152,39 +186,50 @@ def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:
         meeting.address, meeting.port
     )
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} if plan.world_size == 1 else {}
-    return environ.for_launch(meeting.attempt.name, interface, alone)
+    script = spec.script is not None
+    return environ.for_launch(meeting.attempt.name, interface, alone, script=script)
 
 
-def _near_limit(node: Node, outcome: Outcome, stop: StopRequest) -> bool:
-    """Whether the time limit drained this Slurm job; a cancel has no signal."""
-    told = stop.signal == signal.SIGUSR2 and outcome.kind == "drained"
-    return told and node.job_id is not None
+def _goes_on(node: Node, outcome: Outcome, stop: StopRequest) -> bool:
+    """Whether this Slurm job has to go back into the queue: the time limit drained it, or a node was lost. A cancel
+    has no signal."""
+    limit = stop.signal == signal.SIGUSR2 and outcome == Outcome("drained")
+    lost = outcome.error is not None and outcome.error["error"] == NodeLost.__name__
+    return (limit or lost) and node.job_id is not None
 
 
-def _final(spec: JobSpec, node: Node, outcome: Outcome, stop: StopRequest) -> Outcome:
-    """The outcome, with a reason where a drained job does not go back into the queue."""
-    if not _near_limit(node, outcome, stop) or node.restarts < spec.slurm.max_restarts:
+def _final(
+    run: Run, spec: JobSpec, node: Node, attempt: Attempt, outcome: Outcome, stop: StopRequest
+) -> Outcome:
+    """The outcome, with a reason where a job that should go back into the queue does not."""
+    if outcome == Outcome("drained") and stop.signal is None and stop.reason():
+        return Outcome("drained", restarts.used_up(run, spec).as_dict())
+    if not _goes_on(node, outcome, stop):
         return outcome
+    reason = restarts.why_not(run, spec, node, attempt, outcome)
+    if reason is None:
+        return outcome
+    what = outcome.error["what"] if outcome.error else "the time limit came"
     error = RunFailed(
-        f"the time limit came {node.restarts + 1} times, and slurm.max_restarts is {spec.slurm.max_restarts}",
+        f"{what}; {reason}",
         where=f"Slurm job {node.job_id}",
         fix="launcher resume goes on; a longer slurm.time needs fewer restarts",
     )
-    return Outcome("drained", error.as_dict())
+    return Outcome(outcome.kind, error.as_dict())
 
 
-def _requeue(node: Node, outcome: Outcome, stop: StopRequest) -> None:
-    """Back into the queue when the time limit drained this job and rows are left."""
-    if not _near_limit(node, outcome, stop):
-        return
+def _requeue(node: Node) -> None:
+    """Put this Slurm job back into the queue. Raises SlurmRefused."""
     logs.get_logger().info("requeue of job %s", node.job_id)
     argv = ["scontrol", "requeue", str(node.job_id)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        said = done.stderr.strip() if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = "no answer"
+    if said is not None:
         raise SlurmRefused(
-            f"scontrol requeue: {done.stderr.strip()}",
-            where=f"job {node.job_id}",
-            fix="launcher resume",
+            f"scontrol requeue: {said}", where=f"job {node.job_id}", fix="launcher resume"
         )
 
 
@@ -204,5 +249,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)
     sys.exit(main(sys.argv[1]))

@@ -8,19 +8,34 @@ from __future__ import annotations
 from launcher import ledger, logs
 from launcher.report.html import write_report
 from launcher.report.summary import build_summary
-from launcher.run import Run, write_json
+from launcher.run import Run, read_json, write_json
+
+NO_ROWS = ledger.Counts(0, 0, 0, 0, 0)
 
 
 def finish(run: Run) -> bool:
     """True if the run is complete now; False if rows are missing."""
     if run.manifest.exists():
         return True
+    if not run.has_rows:
+        return _finish_script(run)
     counts = ledger.merge(run)
     if counts is None:
         return False
     write_json(run.summary, build_summary(run, counts))
     _show(run)
     ledger.write_manifest(run, counts)
+    return True
+
+
+def _finish_script(run: Run) -> bool:
+    """A script is complete when all its ranks have ended well in one attempt."""
+    ended = [read_json(run.attempt_file(attempt, "ended")) or {} for attempt in run.list_attempts()]
+    if not any(each.get("kind") == "done" for each in ended):
+        return False
+    write_json(run.summary, build_summary(run, NO_ROWS))
+    _show(run)
+    ledger.write_manifest(run, NO_ROWS)
     return True
 
 

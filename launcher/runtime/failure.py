@@ -17,17 +17,69 @@ TAIL_BYTES = 20_000
 ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
 
 
+# What accelerate says of the only rank of a world.
+DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
+CAUSES = {
+    -signal.SIGKILL: "out of memory, or somebody ended it from outside",
+    -signal.SIGBUS: "a file that it computes with was cut short, or its disk failed",
+}
+NO_MEMORY = "fewer batch.slots, a shorter batch.max_length, or more memory for the job"
+
+
 def of_ranks(
+    run: Run, attempt: Attempt, node: int, code: int, phases: dict[int, str], oom_kills: int
+) -> LauncherError:
+    """The error of a node whose `accelerate launch` ended with ``code``; ``phases`` by rank. ``oom_kills``: of this host,
+    before the ranks were started."""
+    return _with_cause(_of_ranks(run, attempt, node, code, phases), oom_kills)
+
+
+def of_rank(run: Run, attempt: Attempt, rank: int, host: str, oom_kills: int) -> LauncherError:
+    """The error of a rank that is gone, nobody knows how."""
+    for path in run.rank_errors(attempt):
+        return LauncherError.from_dict(read_json(path))
+    error = describe(run, attempt, f"rank {rank} died", host, rank, -signal.SIGKILL)
+    return _with_cause(error, oom_kills)
+
+
+def _with_cause(error: LauncherError, oom_kills: int) -> LauncherError:
+    if error.cause == CAUSES[-signal.SIGKILL] and count_oom_kills() > oom_kills:
+        error.cause = (
+            "out of memory: the kernel has ended a process of this host for that meanwhile"
+        )
+        error.fix = f"{NO_MEMORY}; then {error.fix}"
+    return error
+
+
+def of_exception(error: Exception) -> LauncherError:
+    """An exception that ended a rank, in words; that memory ran out, on a device or the host, is told as that."""
+    told = f"{type(error).__name__}: {error}".removesuffix(": ")
+    no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if no_memory or "DefaultCPUAllocator: can't allocate memory" in told:
+        return RunFailed(
+            f"out of memory: {told}",
+            cause="the batch takes more than the plan counted, or somebody else uses the memory",
+            fix=f"{NO_MEMORY}; launcher plan says what is counted",
+        )
+    return LauncherError(told)
+
+
+def count_oom_kills() -> int:
+    """Processes that this host's kernel has ended since boot because memory ran out, that of a cgroup included."""
+    words = Path("/proc/vmstat").read_text().split()
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+
+
+def _of_ranks(
     run: Run, attempt: Attempt, node: int, code: int, phases: dict[int, str]
 ) -> LauncherError:
-    """The error of a node whose `accelerate launch` ended with ``code``; ``phases`` by rank."""
     for path in run.rank_errors(attempt):
         return LauncherError.from_dict(read_json(path))
     host = socket.gethostname()
     launch_log = run.log(attempt, f"launch-{node:04d}")
     if found := ROOT_CAUSE.search(_tail(launch_log, TAIL_BYTES)):
         first, status = int(found[1]), int(found[2])
-        what = f"rank {first} ended with {_exit(status)}"
+        what = f"rank {first} ended with {exit_text(status)}"
         return describe(run, attempt, what, host, first, status)
     unfinished = [rank for rank, phase in phases.items() if phase != "finished"]
     if code == 0:
@@ -37,8 +89,10 @@ def of_ranks(
             cause="accelerate started fewer processes than the plan has ranks",
             fix=f"see {launch_log}",
         )
+    if died := DIED.search(_tail(launch_log, TAIL_BYTES)):
+        code = -int(died[1])
     rank = unfinished[0] if len(unfinished) == 1 else None
-    what = f"accelerate launch ended with {_exit(code)}; ranks {unfinished} had not finished"
+    what = f"accelerate launch ended with {exit_text(code)}; ranks {unfinished} had not finished"
     return describe(run, attempt, what, host, rank, code)
 
 
@@ -52,15 +106,14 @@ def describe(
     lines = _tail(log, TAIL_BYTES).rstrip().splitlines()[-TAIL_LINES:]
     told = "".join(f"\n    | {line}" for line in lines)
     where = host if rank is None else f"rank {rank} on {host}"
-    cause = (
-        "out of memory, or somebody ended it from outside" if exit_code == -signal.SIGKILL else None
-    )
+    cause = CAUSES.get(exit_code or 0)
     return RunFailed(
         what + told, where=where, cause=cause, fix=f"launcher resume {run.path} (log: {log})"
     )
 
 
-def _exit(code: int) -> str:
+def exit_text(code: int) -> str:
+    """How a process ended, from its ``returncode``."""
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

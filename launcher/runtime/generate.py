@@ -1,4 +1,4 @@
-"""The task `generate` on one rank: rows from the ledger through the engine into the journal."""
+"""The tasks `generate` and `score` on one rank: rows from the ledger through the engine into the journal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 
 from launcher import strategies
 from launcher.engine.engine import Engine
+from launcher.engine.loop import Loop
+from launcher.engine.scoring import ScoreEngine
 from launcher.engine.text import Text
 from launcher.input.prompts import InputIndex
+from launcher.input.results import Record
 from launcher.job.spec import JobSpec
 from launcher.ledger import Claims, Journal
 from launcher.logs import get_logger
@@ -21,9 +24,11 @@ from launcher.measure.spans import Recorder, clock
 from launcher.model.gang import Gang
 from launcher.model.step import Server, StepModel, SweepModel
 from launcher.plan.plan import Placement, Plan
-from launcher.records import Attempt, Failure, Generation, Request
+from launcher.records import Attempt, Failure, Request
 from launcher.run import Run
 from launcher.runtime.heartbeat import Heartbeat
+
+ENGINES: dict[str, type[Loop[Any, Any]]] = {"generate": Engine, "score": ScoreEngine}
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Rows:
                 return row
             self.emit(row)
 
-    def emit(self, record: Generation | Failure) -> None:
+    def emit(self, record: Record) -> None:
         """Hand a finished row to the journal."""
         self.journal.append(record)
         if isinstance(record, Failure):
@@ -104,7 +109,8 @@ def _load(
 def _lead(model: StepModel, spec: JobSpec, plan: Plan, rows: Rows, recorder: Recorder) -> None:
     """Run the engine of this replica."""
     text = Text.load(spec.model, max_length=plan.batch.max_length, template=spec.input.template)
-    engine, beat = Engine(model, text, plan.batch, plan.schedule == "gpipe"), rows.beat
+    engine = ENGINES[spec.task](model, text, plan.batch, plan.schedule == "gpipe")
+    beat = rows.beat
     beat.phase("running")
     if isinstance(model, SweepModel):
         model.on_progress = partial(_in_sweep, beat)
@@ -132,7 +138,7 @@ def _serve(server: Server, beat: Heartbeat) -> None:
     get_logger().info("served %d steps", status.steps)
 
 
-def _between_steps(engine: Engine, beat: Heartbeat, recorder: Recorder) -> bool:
+def _between_steps(engine: Loop[Any, Any], beat: Heartbeat, recorder: Recorder) -> bool:
     """Tell heartbeat and recorder how far the engine is; True when the run is to be drained."""
     done, status = engine.counters, beat.status
     status.steps = done.steps

@@ -5,21 +5,22 @@ It checks that the world is the planned one, joins the gang, loads its placement
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import sys
 import time
 import traceback
-import zlib
 
 from launcher import environ, logs
+from launcher.disk import PRIVATE
 from launcher.errors import LauncherError, PeerLost, PreflightError
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Placement, Plan
 from launcher.records import Attempt
-from launcher.run import Run, write_json
-from launcher.runtime import process
+from launcher.run import Run, read_json, write_json
+from launcher.runtime import failure, process
 from launcher.runtime.heartbeat import Heartbeat
 
 # A rank that lost another one is ended from outside, and the other's error is told. Only where nobody does so
@@ -34,7 +35,7 @@ def main(path: str) -> int:
     _log_to(run, attempt, env.rank)
     try:
         plan = Plan.model_validate_json(run.plan.read_bytes())
-        _check_world(plan, env)
+        check_world(plan, env)
         _work(run, load_resolved(run.job), plan, attempt, plan.placements[env.rank])
     except LauncherError as error:
         if isinstance(error, PeerLost):
@@ -42,8 +43,7 @@ def main(path: str) -> int:
             time.sleep(PEER_GRACE_S)
         return _leave_error(run, attempt, env.rank, error)
     except Exception as error:  # noqa: BLE001 - the last frame: the agent is told, the log has it all
-        told = f"{type(error).__name__}: {error}"
-        return _leave_error(run, attempt, env.rank, LauncherError(told, where=f"rank {env.rank}"))
+        return _leave_error(run, attempt, env.rank, failure.of_exception(error))
     return 0
 
 
@@ -57,7 +57,7 @@ def _work(run: Run, spec: JobSpec, plan: Plan, attempt: Attempt, placement: Plac
 
     torch.set_num_threads(max(1, environ.cpus() // plan.ranks_per_node))
     beat.phase("joining")
-    gang = Gang.join(placement.rank, plan.world_size, _fingerprint(run, attempt), spec.limits.join)
+    gang = Gang.join(placement.rank, plan.world_size, _key(run, attempt), spec.limits.join)
     logs.get_logger().info("joined %d ranks on %s", gang.size, ", ".join(sorted(set(gang.hosts))))
     if plan.ranks_of(placement.replica) == [placement.rank]:
         gang.leave()  # replicas share nothing but the ledger
@@ -66,7 +66,8 @@ def _work(run: Run, spec: JobSpec, plan: Plan, attempt: Attempt, placement: Plac
     beat.close()
 
 
-def _check_world(plan: Plan, env: environ.RankEnv) -> None:
+def check_world(plan: Plan, env: environ.RankEnv) -> None:
+    """Raises PreflightError where the world is not the planned one."""
     if env.world_size != plan.world_size:
         raise PreflightError(
             f"the world has {env.world_size} ranks, the plan {plan.world_size}",
@@ -76,8 +77,10 @@ def _check_world(plan: Plan, env: environ.RankEnv) -> None:
         )
 
 
-def _fingerprint(run: Run, attempt: Attempt) -> int:
-    return zlib.crc32(f"{run.path}\n{attempt.name}".encode() + run.plan.read_bytes())
+def _key(run: Run, attempt: Attempt) -> bytes:
+    """What all ranks of this attempt know, if they have the same plan, and nobody else."""
+    secret = bytes.fromhex(read_json(run.attempt_file(attempt, "rendezvous"))["key"])
+    return hmac.digest(secret, run.plan.read_bytes(), "sha256")
 
 
 def _log_to(run: Run, attempt: Attempt, rank: int) -> None:
@@ -104,7 +107,7 @@ def _leave_error(run: Run, attempt: Attempt, rank: int, error: LauncherError) ->
 
 if __name__ == "__main__":
     process.die_with_parent()  # before the seconds of importing torch: an orphan must not outlive them
-    os.umask(0o077)
+    os.umask(PRIVATE)
     status = main(sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from launcher import environ, ledger
 from launcher.errors import RunFailed
@@ -14,6 +16,7 @@ from launcher.plan.plan import Plan
 from launcher.records import Attempt
 from launcher.run import Run, read_json, write_json
 from launcher.runtime import network, process
+from launcher.runtime.lifeline import Lifelines
 
 POLL_S = 0.2
 
@@ -53,11 +56,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The attempt, and the address and port at which its ranks meet."""
+    """The attempt, the address and port at which its ranks meet, and this agent's lifelines."""
 
     attempt: Attempt
     address: str
     port: int
+    lifelines: Lifelines
 
 
 def meet(run: Run, spec: JobSpec, node: Node) -> Meeting:
@@ -73,7 +77,7 @@ def meet(run: Run, spec: JobSpec, node: Node) -> Meeting:
             info = read_json(run.attempt_file(attempt, "attempt"))
             where = read_json(run.attempt_file(attempt, "rendezvous"))
             if info and where and info["launch"] == node.launch:
-                return Meeting(attempt, where["address"], where["port"])
+                return _call(attempt, where, node)
         time.sleep(POLL_S)
     raise RunFailed(
         f"node 0 of world {node.world} did not open its attempt within {spec.limits.join:.0f} s",
@@ -91,11 +95,22 @@ def _open(run: Run, spec: JobSpec, node: Node) -> Meeting:
         "pid": os.getpid(),
         "pid_started": process.start_time(os.getpid()),
         "started": time.time(),
+        "beat": time.monotonic(),  # as in this agent's signs of life
         "nodes": node.count,
         "restarts": node.restarts,
     }
     attempt = ledger.open_attempt(run, node.world, info)
     address = "127.0.0.1" if node.count == 1 else network.own_address(spec.slurm.network_interface)
-    port = network.free_port(address)
-    write_json(run.attempt_file(attempt, "rendezvous"), {"address": address, "port": port})
-    return Meeting(attempt, address, port)
+    port, lifelines = network.free_port(address), Lifelines()
+    # The run directory is this user's alone: who knows the key is a rank of this attempt.
+    where = {"address": address, "port": port, "key": secrets.token_hex(32)}
+    if node.count > 1:
+        where |= {"lifeline": lifelines.listen(address), "token": lifelines.token}
+    write_json(run.attempt_file(attempt, "rendezvous"), where)
+    return Meeting(attempt, address, port, lifelines)
+
+
+def _call(attempt: Attempt, where: dict[str, Any], node: Node) -> Meeting:
+    lifelines = Lifelines()
+    lifelines.call(where["address"], where["lifeline"], where["token"], node.index)
+    return Meeting(attempt, where["address"], where["port"], lifelines)

@@ -14,16 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import LauncherError, RunFailed
+from launcher.errors import LauncherError, NodeLost, RunFailed
 from launcher.job.spec import JobSpec
 from launcher.logs import get_logger
 from launcher.plan.plan import Plan
 from launcher.records import Attempt
 from launcher.run import Run, read_json, request_drain, write_json
 from launcher.runtime import failure, process
+from launcher.runtime.lifeline import Lifelines
 
 POLL_S = 0.1
 BEAT_S = 1.0
+GONE_S = 1.0  # for `accelerate launch` to say how a rank ended
+DEAF_S = 5.0  # a rank that has not begun to drain by then waits for something that may never come
 AWAKE_S = 2.0  # a round of the watch that takes longer was not this process's own doing
 
 
@@ -69,9 +72,12 @@ class Watchdog:
     attempt: Attempt
     child: subprocess.Popen[bytes]
     stop_reason: Callable[[], str | None]
+    lifelines: Lifelines = field(default_factory=Lifelines)
     fresh: Freshness = field(default_factory=Freshness)
     started: float = field(default_factory=time.monotonic)
+    oom_kills: int = field(default_factory=failure.count_oom_kills)
     drain_seen: float | None = None
+    gone_seen: dict[int, float] = field(default_factory=dict)
     last_beat: float = 0.0
 
     def watch(self) -> Outcome:
@@ -83,7 +89,13 @@ class Watchdog:
                 self.fresh.forgive(max(0.0, time.monotonic() - seen - AWAKE_S))
                 seen = time.monotonic()
                 self._beat()
-                if early := self._drain() or self._peers() or self._deadlines():
+                if (
+                    early := self._cut_off()
+                    or self._gone()
+                    or self._drain()
+                    or self._peers()
+                    or self._deadlines()
+                ):
                     return early
                 time.sleep(POLL_S)
             return self._ended(code)
@@ -113,10 +125,48 @@ class Watchdog:
         if not self.draining():
             return None
         self.drain_seen = self.drain_seen or time.monotonic()
-        if time.monotonic() - self.drain_seen > self.spec.limits.drain:
-            return Outcome(
-                "drained"
-            )  # finished rows are in the journals; those in flight are computed again
+        waited = time.monotonic() - self.drain_seen
+        # Finished rows are in the journals; those in flight are computed again in any case.
+        deaf = self.spec.script is None and waited > DEAF_S and self._deaf()
+        if waited > self.spec.limits.drain or deaf:
+            return Outcome("drained")
+        return None
+
+    def _gone(self) -> Outcome | None:
+        """A rank that died. `accelerate launch` notices that, too, and knows how, but on a busy node takes seconds."""
+        for rank in self.ranks:
+            status = read_json(self.run.status(self.attempt, rank))
+            if not status or status["phase"] == "finished" or process.start_time(status["pid"]):
+                continue
+            seen = self.gone_seen.setdefault(rank, time.monotonic())
+            if time.monotonic() - seen > GONE_S and not self.draining():
+                where = self.run, self.attempt
+                error = failure.of_rank(*where, rank, status["host"], self.oom_kills)
+                return Outcome("failed", error.as_dict())
+        return None
+
+    def _deaf(self) -> bool:
+        """Whether a rank of this node takes no notice of the request to drain: it is blocked, loading, or in a long
+        step. A script may be saving its state: nobody knows but itself."""
+        phases = (_phase(self.run.status(self.attempt, rank)) for rank in self.ranks)
+        return any(phase not in ("draining", "finished") for phase in phases)
+
+    def _cut_off(self) -> Outcome | None:
+        """Nodes that are out of reach, and agents that are gone, told apart by their lifelines."""
+        for node, word in sorted(self.lifelines.broken().items()):
+            state = read_json(self.run.node(self.attempt, node)) or {}
+            if state.get("outcome"):
+                continue  # it was lost after its work
+            host, here = state.get("host", f"node {node}"), socket.gethostname()
+            if word == "died":
+                return self._failed(f"the agent of node {node} died", host, None)
+            lost = NodeLost(
+                f"node {node} is out of reach of node {self.node}, {here}",
+                where=host,
+                cause="one of the two has lost its network, or its power",
+                fix=f"launcher resume {self.run.path}",
+            )
+            return Outcome("failed", lost.as_dict())
         return None
 
     def _peers(self) -> Outcome | None:
@@ -157,7 +207,9 @@ class Watchdog:
                 )
                 return self._failed(what, status["host"], rank)
             idle = self.fresh.age(("step", rank), (phase, status["steps"], status["rows_done"]))
-            if phase == "running" and idle > limits.step * self._patience(rank):
+            # A script is held to it from its first word about its steps on.
+            steps_told = self.spec.script is None or status["steps"]
+            if phase == "running" and steps_told and idle > limits.step * self._patience(rank):
                 what = f"rank {rank} has been in one step for more than limits.step ({limits.step:.0f} s)"
                 return self._failed(what, status["host"], rank)
         return None
@@ -189,7 +241,8 @@ class Watchdog:
         phases = {rank: _phase(self.run.status(self.attempt, rank)) for rank in self.ranks}
         if code == 0 and all(phase == "finished" for phase in phases.values()):
             return Outcome("drained" if self.draining() else "done")
-        error = failure.of_ranks(self.run, self.attempt, self.node, code, phases)
+        known = self.oom_kills
+        error = failure.of_ranks(self.run, self.attempt, self.node, code, phases, known)
         asked = (self.draining() or self.stop_reason()) and not self.run.rank_errors(self.attempt)
         return Outcome("drained") if asked else Outcome("failed", error.as_dict())
 
@@ -197,6 +250,8 @@ class Watchdog:
         """On node 0: the worst outcome of all nodes. The others may work on as long as they show signs of life."""
         outcomes = {self.node: own}
         while own.kind != "failed" and len(outcomes) < self.plan.nodes:
+            if cut_off := self._cut_off():
+                return cut_off
             for node in set(range(self.plan.nodes)) - outcomes.keys():
                 state = read_json(self.run.node(self.attempt, node)) or {"outcome": None}
                 if state["outcome"]:

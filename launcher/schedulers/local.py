@@ -69,7 +69,8 @@ def start(run: Run) -> LocalJob:
             preexec_fn=lambda: process.die_with_parent(parent),  # noqa: PLW1509 - no threads yet
         )
     job = f"{agent.pid}.{process.start_time(agent.pid)}@{socket.gethostname()}"
-    write_json(run.jobs, {"scheduler": "local", "jobs": [job], "started": time.time()})
+    noted = {"scheduler": "local", "jobs": [job], "start": run.starts(), "started": time.time()}
+    write_json(run.jobs, noted)
     return LocalJob(run, agent)
 
 

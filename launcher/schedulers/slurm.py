@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher import environ
+from launcher import environ, logs
 from launcher.errors import SlurmRefused
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.run import Run, write_json
 
-CLIENT_TIMEOUT_S = 30.0
+CLIENT_TIMEOUT_S = 10.0
 # Nothing is imported from the directory that the job was submitted in.
 SAFE_PATH = "export PYTHONSAFEPATH=1"
 # squeue's words for a job that will run, or run again, by itself.
@@ -106,7 +106,10 @@ def states(jobs: list[str]) -> dict[str, str]:
     """``pending``, ``running`` or ``gone`` per job by squeue; ``unknown`` where squeue does not answer. No sacct."""
     argv = ["squeue", "--noheader", "--states=all", "--array", "--format=%i|%T"]
     done = _client([*argv, "--jobs", ",".join(sorted({job.split("_")[0] for job in jobs}))])
-    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
+    if done is not None and done.returncode and "Invalid job id" not in done.stderr:
+        logs.get_logger().warning("squeue: %s", done.stderr.strip())
+        done = None
+    if done is None:
         return dict.fromkeys(jobs, "unknown")
     said = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
     return {job: _state(said.get(job)) for job in jobs}
@@ -114,17 +117,15 @@ def states(jobs: list[str]) -> dict[str, str]:
 
 def stop(jobs: list[str]) -> None:
     """scancel. Raises SlurmRefused if it fails or does not answer."""
-    done = _client(["scancel", *jobs])
+    done = _client(["scancel", "--quiet", *jobs])  # quiet: about jobs that have ended
     if done is None or done.returncode:
         why = "scancel did not answer" if done is None else done.stderr.strip()
         raise SlurmRefused(why, where=f"jobs {', '.join(jobs)}", fix="scancel them by hand")
 
 
 def _note(run: Run, jobs: list[str], *, submitting: bool = False) -> None:
-    now = time.time()
-    write_json(
-        run.jobs, {"scheduler": "slurm", "jobs": jobs, "started": now, "submitting": submitting}
-    )
+    noted = {"scheduler": "slurm", "jobs": jobs, "start": run.starts(), "started": time.time()}
+    write_json(run.jobs, {**noted, "submitting": submitting})
 
 
 def _state(word: str | None) -> str:
@@ -154,8 +155,11 @@ def _client(argv: list[str]) -> subprocess.CompletedProcess[str] | None:
         return subprocess.run(
             argv, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    except OSError as error:
+        logs.get_logger().warning("%s: %s", argv[0], error.strerror)
+    except subprocess.TimeoutExpired:
+        logs.get_logger().warning("%s gave no answer in %.0f s", argv[0], CLIENT_TIMEOUT_S)
+    return None
 
 
 def _said(error: BaseException) -> str:

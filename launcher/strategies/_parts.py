@@ -6,6 +6,7 @@ With one shard per stage it is a pipeline, with one stage tensor parallelism, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launcher.errors import UsageError
@@ -13,9 +14,9 @@ from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
 from launcher.plan.advice import slow_dtype
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.course import Replayed
 from launcher.plan.homes import Home, homes
 from launcher.plan.plan import DevicePlan, Placement, Plan
-from launcher.plan.replay import Replayed
 from launcher.plan.shards import check_shards
 from launcher.plan.split import spans
 from launcher.plan.splittable import can_split
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from launcher.model.gang import Gang
     from launcher.model.step import Server, StepModel
 
+SHORTEST = {"cuda": 128, "cpu": 16}  # tokens of a prompt's part
+AS_FAST = 0.99  # of the fastest: closer than predictions are
 FASTER = 1.03  # where twice the groups leave fewer slots to each, they have to be worth it
 
 
@@ -40,7 +43,8 @@ def place_parts(subject: Subject, layers: Sequence[int] | None = None) -> Plan:
     _check(subject.checkpoint, spec)
     all_homes = homes(spec.parallel, machines)
     draft, drafting = _best(subject, all_homes, layers)
-    batch, replayed = draft.fitted.batch, drafting.replayed(draft)
+    draft, replayed = _fed(draft, drafting)
+    batch = draft.fitted.batch
     bubbles = replayed.bubbles()
     notes = subject.notes(batch)
     if machines.device == "cpu":
@@ -57,7 +61,7 @@ def place_parts(subject: Subject, layers: Sequence[int] | None = None) -> Plan:
         schedule=spec.parallel.schedule if spec.parallel.strategy == "pipeline" else None,
         world_size=len(all_homes),
         ranks_per_node=len(all_homes) // machines.nodes,
-        devices=_rows(all_homes, draft, replayed),
+        devices=_rows(subject, all_homes, draft, replayed),
         placements=_placements(all_homes, draft),
         batch=batch,
         predicted=subject.predicted(replayed, sum(bubbles) / len(bubbles)),
@@ -155,8 +159,26 @@ def _groups(subject: Subject) -> list[int]:
     )
 
 
-def _rows(homes: list[Home], draft: Draft, replayed: Replayed) -> list[DevicePlan]:
-    shares, bubbles = draft.replica.shares(draft.fitted.batch), replayed.bubbles()
+def _fed(draft: Draft, drafting: Drafting) -> tuple[Draft, Replayed]:
+    """``draft`` with prompts fed in the shortest parts that cost nothing, and its work played through: a long step
+    keeps the stages behind it waiting, short ones read the weights more often."""
+    fitted, taking_turns = draft.fitted, draft.fitted.batch.groups > 1 < len(draft.replica.counts)
+    found = [(draft, drafting.replayed(draft))]
+    free = taking_turns and drafting.subject.spec.batch.prefill_chunk == "auto"
+    chunk = fitted.batch.prefill_chunk // 2 if free else 0
+    while chunk > max(SHORTEST[drafting.subject.machines.device] - 1, fitted.batch.slots):
+        batch = fitted.batch.model_copy(update={"prefill_chunk": chunk})
+        other = replace(draft, fitted=replace(fitted, batch=batch))
+        found.append((other, drafting.replayed(other)))
+        chunk //= 2
+    least = AS_FAST * max(replayed.tokens_per_s for _, replayed in found)
+    return next(each for each in reversed(found) if each[1].tokens_per_s >= least)
+
+
+def _rows(
+    subject: Subject, homes: list[Home], draft: Draft, replayed: Replayed
+) -> list[DevicePlan]:
+    shares = draft.replica.shares(draft.fitted.batch)
     return [
         DevicePlan(
             replica=home.replica,
@@ -170,8 +192,8 @@ def _rows(homes: list[Home], draft: Draft, replayed: Replayed) -> list[DevicePla
             activation_bytes=share.activations,
             peak_bytes=share.peak,
             capacity_bytes=draft.replica.rank_bytes,
-            utilization=replayed.busy[home.stage],
-            bubble=bubbles[home.stage],
+            **replayed.of_stage(home.stage),
+            **subject.loading(share.weights),
         )
         for home in homes
         for layers in [spans(draft.replica.counts)[home.stage]]

@@ -19,16 +19,16 @@ from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
 from launcher.plan import advice
 from launcher.plan.checkpoint import Checkpoint
-from launcher.plan.cost import whole_model
+from launcher.plan.course import Replayed
 from launcher.plan.machines import Machines
 from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import Share
 from launcher.plan.placement import Device, DeviceMap, unsplit_modules
-from launcher.plan.plan import Batch, DevicePlan, Placement, Plan, Predicted
-from launcher.plan.replay import Line, replay
+from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
 from launcher.plan.shapes import family
 from launcher.plan.sizes import Bytes
 from launcher.plan.subject import Subject
+from launcher.plan.turns import in_turns, turns_of
 from launcher.records import Demand
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
             "the modules' names are guessed from the checkpoint's: this model_type is new here"
         )
     turns = sum(isinstance(share.device, int) for share in shares)
-    predicted = _predicted(subject, shares, turns, batch)
+    replayed = in_turns(subject, shares, batch)
     return Plan(
         fits=fitted.fits,
         reasons=[note for note in notes if note],
@@ -103,10 +103,10 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
         schedule="naive" if turns > 1 else None,
         world_size=len(homes),
         ranks_per_node=len(homes) // machines.nodes,
-        devices=[row for home in homes for row in _rows(replica, shares, home, predicted)],
+        devices=[row for home in homes for row in _rows(subject, replica, shares, home, replayed)],
         placements=_placements(homes, device_map),
         batch=batch,
-        predicted=predicted,
+        predicted=_predicted(subject, replayed, max(1, turns)),
         **subject.facts(),
     )
 
@@ -237,11 +237,16 @@ def _check_offload(checkpoint: Checkpoint, options: Options, device_map: DeviceM
 
 
 def _rows(
-    replica: MappedReplica, shares: Sequence[Share], home: _Home, predicted: Predicted
+    subject: Subject,
+    replica: MappedReplica,
+    shares: Sequence[Share],
+    home: _Home,
+    replayed: Replayed,
 ) -> list[DevicePlan]:
     """The devices of one replica in the order of their layers; GPUs that stay empty come last."""
     empty = [gpu for gpu in range(replica.gpus) if gpu not in {share.device for share in shares}]
     nothing = [Share(gpu, (), weights=0, kv=0, activations=0, reserve=0) for gpu in empty]
+    turns = turns_of(shares, subject.model.dims.layers)
     return [
         DevicePlan(
             replica=home.rank,
@@ -254,8 +259,8 @@ def _rows(
             activation_bytes=s.activations,
             peak_bytes=s.peak,
             capacity_bytes=replica.capacity(s.device),
-            utilization=predicted.utilization if s.weights else None,
-            bubble=predicted.bubble if s.weights else None,
+            **(replayed.of_turn(turns[s.device]) if s.device in turns else {}),
+            **(subject.loading(s.weights) if s.device in turns else {}),
         )
         for stage, s in enumerate([*shares, *nothing])
     ]
@@ -275,14 +280,8 @@ def _placements(homes: Sequence[_Home], device_map: DeviceMap) -> list[Placement
     ]
 
 
-def _predicted(subject: Subject, shares: Sequence[Share], turns: int, batch: Batch) -> Predicted:
-    """Devices take turns, so K of them are busy 1/K of the time; moving spilled layers is not predicted."""
-    turns = max(1, turns)
-    if len(shares) > turns:
-        return Predicted()
-    cost = whole_model(subject)
-    line = Line([cost], [lambda _: 0.0], subject.rates.step_s)
-    replayed = replay(line, batch, subject.work(batch))
+def _predicted(subject: Subject, replayed: Replayed, turns: int) -> Predicted:
+    """Devices take turns, so K of them are busy 1/K of the time."""
     busy = replayed.utilization / turns
     found = subject.predicted(replayed, bubble=(turns - 1) * busy)
     return found.model_copy(update={"utilization": busy})

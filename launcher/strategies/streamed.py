@@ -14,13 +14,17 @@ from launcher.errors import UsageError
 from launcher.job.section import Matching
 from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
+from launcher.plan.budget import BUFFERS, FREE_SHARE, HOST_SHARE, Budget
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.course import Replayed
+from launcher.plan.hardware import room
 from launcher.plan.homes import Home, homes
+from launcher.plan.kept import not_streamed
 from launcher.plan.machines import Machines
-from launcher.plan.plan import DevicePlan, Placement, Plan
+from launcher.plan.plan import DevicePlan, Placement, Plan, Predicted
 from launcher.plan.sizes import Bytes, gib
 from launcher.plan.splittable import can_split
-from launcher.plan.streaming import BUFFERS, HOST_SHARE, Budget, Draft
+from launcher.plan.streaming import Draft
 from launcher.plan.subject import Subject
 from launcher.records import Demand
 
@@ -60,13 +64,14 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     if machines.device == "cpu" or draft.spilled:
         notes.append(machines.host_note)
     notes += _told(draft) if best else [_too_small(draft, budget)]
+    replayed = draft.replayed()
     return Plan(
         fits=best is not None,
         reasons=[note for note in notes if note],
         strategy="streamed",
         world_size=len(ranks),
         ranks_per_node=len(ranks) // machines.nodes,
-        devices=[_row(home, draft, budget.memory) for home in ranks],
+        devices=[_row(home, draft, budget.memory, replayed) for home in ranks],
         placements=[
             Placement(
                 rank=home.rank,
@@ -78,7 +83,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
             for home in ranks
         ],
         batch=draft.batch,
-        predicted=subject.predicted(draft.replayed()),
+        predicted=_predicted(subject, draft, replayed),
         **subject.facts(),
     )
 
@@ -110,21 +115,46 @@ def _check(checkpoint: Checkpoint, spec: JobSpec) -> None:
             where="parallel.strategy",
             fix="set parallel.strategy to sequential",
         )
+    kind, dtype = str(checkpoint.config.get("model_type")), checkpoint.dtype(spec.model.dtype)
+    if reason := not_streamed(kind, dtype):
+        raise UsageError(
+            f"a {kind} can't be streamed: {reason}",
+            where="model.dtype",
+            fix="set model.dtype to float32, or parallel.strategy to sequential",
+        )
 
 
 def _budget(subject: Subject, options: Options, ranks_per_node: int) -> Budget:
     machines = subject.machines
     host = machines.host_bytes // ranks_per_node
     there = machines.gpu.memory_bytes if machines.gpu else host
+    beside = int(host * HOST_SHARE) if machines.gpu else None
+    if beside is None and machines.here:  # a node of a cluster is asked when its ranks load
+        beside = int(FREE_SHARE * room(options.spill_dir)) // ranks_per_node
     return Budget(
         subject,
         memory=there if options.memory is None else min(options.memory, there),
-        host=int(host * HOST_SHARE) if machines.gpu else None,
+        host=beside,
         buffers=BUFFERS if options.prefetch == "auto" else (options.prefetch + 1,),
     )
 
 
-def _row(home: Home, draft: Draft, capacity: int) -> DevicePlan:
+def _predicted(subject: Subject, draft: Draft, replayed: Replayed) -> Predicted:
+    """What sweeps do; only what stays is read before them."""
+    found = subject.predicted(replayed, bubble=0.0)
+    if draft.buffers is None:
+        return found
+    load_s = subject.load_s(draft.resident)
+    return found.model_copy(
+        update={
+            "load_s": load_s,
+            "wall_s": subject.rates.start_s + load_s + replayed.seconds,
+            "read_bytes_per_token": draft.read_bytes * replayed.rounds / replayed.tokens,
+        }
+    )
+
+
+def _row(home: Home, draft: Draft, capacity: int, replayed: Replayed) -> DevicePlan:
     return DevicePlan(
         replica=home.replica,
         stage=0,
@@ -136,6 +166,8 @@ def _row(home: Home, draft: Draft, capacity: int) -> DevicePlan:
         activation_bytes=draft.activations,
         peak_bytes=draft.peak,
         capacity_bytes=capacity,
+        **replayed.of_stage(0),
+        **draft.subject.loading(draft.resident),
     )
 
 
@@ -162,8 +194,10 @@ def _told(draft: Draft) -> list[str]:
 
 def _too_small(smallest: Draft, budget: Budget) -> str:
     if smallest.peak <= budget.memory:
+        on_disk = smallest.subject.machines.device == "cpu"
+        place = "on the disk (parallel.options.spill_dir)" if on_disk else "in the host's memory"
         return (
-            f"{gib(smallest.spilled)} of KV cache find no room in the host's memory, of which "
+            f"{gib(smallest.spilled)} of KV cache find no room {place}, of which "
             f"{gib(budget.host or 0)} may hold caches: fewer batch.groups or batch.slots need less"
         )
     needed = gib(smallest.peak + (1 << 26))  # so that what is printed, rounded, is enough

@@ -12,9 +12,16 @@ from launcher.job.load import load_spec
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import resolve_machines
 from launcher.plan.plan import Plan
+from launcher.prepare import plan_job
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+
+SCRIPTS = [
+    name
+    for name in CONFIGS
+    if "\ntask: script\n" in (ROOT / "configs" / name).read_text(encoding="utf-8")
+]
 
 
 def plan_of(name: str, *overrides: str) -> Plan:
@@ -34,7 +41,14 @@ def test_configs_are_found() -> None:
     assert "llama2-70b-sequential.yaml" in CONFIGS
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_plans(name: str) -> None:
+    plan = plan_job(ROOT / "configs" / name, [], here=False, say=lambda _: None).plan
+    assert plan.world_size > 1
+    assert not plan.reasons
+
+
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - {*SCRIPTS}))
 def test_config_plans(name: str) -> None:
     plan = plan_of(name)
     assert plan.fits, plan.reasons

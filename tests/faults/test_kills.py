@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from checker import check
 from jobs import command, journaled, launcher, read_rows, texts, wait_for, write_job
+from killer import processes
 
 from launcher.runtime import process
 
@@ -33,14 +36,10 @@ def start(spec: Path, run: Path) -> subprocess.Popen[str]:
     )
 
 
-def pids(run: Path) -> dict[str, int]:
-    """The processes of a run that is under way, by role."""
-    attempt = json.loads(sorted(run.glob("attempts/*/attempt.json"))[-1].read_text())
-    ranks = [json.loads(path.read_text()) for path in sorted(run.glob("status/*.json"))]
-    found = {f"rank {rank['rank']}": rank["pid"] for rank in ranks}
-    found["agent"] = attempt["pid"]
-    (found["accelerate"],) = process.children(attempt["pid"])
-    return found
+def noticed_after(run: Path, moment: float) -> float:
+    """Seconds from ``moment`` (of the clock) until the run directory said how the attempt ended."""
+    (ended,) = run.glob("attempts/*/ended.json")
+    return ended.stat().st_mtime - moment
 
 
 @pytest.mark.parametrize("victim", ["rank 0", "rank 1", "accelerate", "agent", "command"])
@@ -48,10 +47,13 @@ def test_kill_9_and_resume(victim: str, tmp_path: Path, undisturbed: dict[str, s
     spec = write_job(tmp_path, ROWS, parallel=REPLICAS)
     running = start(spec, tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / "journals").is_dir() and journaled(tmp_path / "run") > 20)
-    processes = {**pids(tmp_path / "run"), "command": running.pid}
-    os.kill(processes[victim], signal.SIGKILL)
+    found = processes(tmp_path / "run", running.pid)
+    killed = time.time()
+    os.kill(found[victim], signal.SIGKILL)
     _, said = running.communicate(timeout=60)
-    wait_for(lambda: all(process.start_time(pid) is None for pid in processes.values()), 20)
+    wait_for(lambda: all(process.start_time(pid) is None for pid in found.values()), 20)
+    if victim not in ("agent", "command"):
+        assert noticed_after(tmp_path / "run", killed) < 2, "the promise of docs/faults.md"
     if victim != "command":
         assert running.returncode == 75, said
         assert "launcher resume" in said
@@ -60,6 +62,8 @@ def test_kill_9_and_resume(victim: str, tmp_path: Path, undisturbed: dict[str, s
     assert not (tmp_path / "run" / "manifest.json").exists()
     launcher("resume", tmp_path / "run")
     assert texts(tmp_path / "run") == undisturbed
+    assert check(tmp_path / "run") == []
+    assert journaled(tmp_path / "run") == ROWS, "a finished row was computed again"
     assert json.loads(launcher("verify", tmp_path / "run", "--json").stdout)["ok"]
 
 
@@ -94,8 +98,10 @@ def test_a_stopped_rank_is_noticed_and_named(tmp_path: Path) -> None:
     spec = write_job(tmp_path, 4000, parallel=REPLICAS, limits={"stall": "3s"})
     running = start(spec, tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / "journals").is_dir() and journaled(tmp_path / "run") > 20)
-    os.kill(pids(tmp_path / "run")["rank 1"], signal.SIGSTOP)
+    stopped = time.time()
+    os.kill(processes(tmp_path / "run")["rank 1"], signal.SIGSTOP)
     _, said = running.communicate(timeout=60)
+    assert 2 < noticed_after(tmp_path / "run", stopped) < 3 + 2, "the promise of docs/faults.md"
     assert running.returncode == 75
     assert "rank 1 has shown no sign of life for limits.stall (3 s)" in said
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "slurm" / "devcluster"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # the checker
 
 from cluster import Cluster, why_not
 
@@ -33,3 +34,15 @@ def fragile(cluster: Cluster) -> Iterator[Cluster]:
     """The same cluster, for a test that breaks it or leaves jobs: mended and emptied afterwards."""
     yield cluster
     cluster.reset()
+
+
+@pytest.fixture
+def env(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a user of the cluster, where nobody may ask sacct: many sites have none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    sacct, asked = folder / "sacct", folder / "sacct-was-asked"
+    sacct.write_text(f"#!/bin/sh\ntouch {asked}\nexit 127\n")
+    sacct.chmod(0o755)
+    yield {"SLURM_CONF": cluster.env["SLURM_CONF"], "PATH": f"{folder}:{os.environ['PATH']}"}
+    assert not asked.exists(), "somebody asked sacct"

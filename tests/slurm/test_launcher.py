@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from adder import is_right, prompt_rows
 from cluster import Cluster
 from jobs import journaled, launcher, read_rows, texts, wait_for, write_job
+from on_slurm import state, submit, wait_complete
 
 pytestmark = pytest.mark.slurm
 
 TWO = {"strategy": "sequential", "replicas": 2}
 LONG = 500  # rows: long enough to be interrupted
-
-
-@pytest.fixture
-def env(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
-    """The environment of a user of the cluster."""
-    return {"SLURM_CONF": cluster.env["SLURM_CONF"]}
-
-
-def submit(spec: Path, run: Path, env: dict[str, str]) -> list[str]:
-    jobs = json.loads(launcher("submit", spec, "--run-dir", run, "--json", env=env).stdout)["jobs"]
-    assert jobs
-    return list(jobs)
-
-
-def state(run: Path, env: dict[str, str]) -> dict[str, Any]:
-    return dict(json.loads(launcher("status", run, "--json", env=env).stdout))
-
-
-def wait_complete(run: Path, env: dict[str, str]) -> None:
-    """Wait for the manifest; fail at once when an attempt failed."""
-
-    def over() -> bool:
-        ended = [json.loads(path.read_text()) for path in run.glob("attempts/*/ended.json")]
-        return (run / "manifest.json").exists() or any(e["kind"] == "failed" for e in ended)
-
-    wait_for(over, 240)
-    found = state(run, env)
-    assert found["state"] == "complete", json.dumps(found["failure"], indent=1) + said(run)
-
-
-def said(run: Path) -> str:
-    return "".join(path.read_text()[-2000:] for path in run.glob("submitit/*.out"))
 
 
 def test_a_job_gives_right_generations_in_input_order(

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.errors import SpecError, UsageError
 from launcher.plan.plan import Plan
-from launcher.submit import plan_job
+from launcher.prepare import plan_job
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

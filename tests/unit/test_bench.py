@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from launcher.bench import machine, products
 from launcher.bench.layers import non_negative_fit
-from launcher.bench.storage import read_rate
+from launcher.bench.storage import read_rates
 from launcher.errors import RunFailed, UsageError
 from launcher.plan import measured
 from launcher.plan.measured import Costs, Line, MachineProfile, Speed
@@ -31,10 +32,13 @@ def profile(**changes: object) -> MachineProfile:
         "speeds": speeds,
         "step_s": 1e-4,
         "start_s": 9.0,
+        "loading_s": 2.0,
         "backend": "gloo",
         "link": line,
         "all_reduce": line,
+        "gather": line,
         "disk": 2e9,
+        "cached": 5e9,
     }
     return MachineProfile.model_validate(fields | changes)
 
@@ -59,7 +63,7 @@ def test_profile_of_another_version_is_as_none_and_a_torn_one_is_told() -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="can't be read"):
         measured.load_profile()
-    path.write_text('{"version": 2}')
+    path.write_text(json.dumps({"version": measured.VERSION}))
     with pytest.raises(UsageError, match="can't be read"):
         measured.load_profile()
 
@@ -84,7 +88,9 @@ def test_fit_finds_the_factors_and_none_below_zero() -> None:
 
 
 def test_storage_is_read_and_nothing_stays(tmp_path: Path) -> None:
-    assert read_rate(tmp_path, size=16 << 20) > 0
+    storage, memory = read_rates(tmp_path, size=16 << 20)
+    assert storage > 0
+    assert memory > 0
     assert not list(tmp_path.glob(".launcher*"))
 
 

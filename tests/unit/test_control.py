@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from jobs import launcher, write_job
 
+from launcher import control, state
+from launcher.errors import Busy
+from launcher.run import Run, write_json
+
 
 def fake(folder: Path, **scripts: str) -> dict[str, str]:
     """An environment whose PATH begins with shell scripts of these names."""
@@ -55,16 +59,73 @@ def test_a_finished_job_of_a_run_that_is_not_complete_can_be_resumed(tmp_path: P
 
 
 def test_two_processes_cant_start_a_run_at_once(tmp_path: Path) -> None:
-    from launcher import control
-    from launcher.errors import Busy
-    from launcher.run import Run
-
     run = Run.create(tmp_path / "run")
     control._take_start(run)
+    with pytest.raises(Busy, match="the run is queued") as busy:
+        control._take_start(run)  # this process has not yet said what its jobs are
+    assert f"process {os.getpid()} on " in str(busy.value)
+    write_json(run.jobs, {"scheduler": "local", "jobs": [], "start": run.starts(), "started": 0})
     control._take_start(run)  # later, not at once
-    (run.attempts / "start-0002.json").rename(run.attempts / "start-0003.json")
-    with pytest.raises(Busy, match="somebody else is starting the run"):
+    assert run.starts() == 2
+
+
+def test_whoever_looked_before_another_one_started_comes_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run")
+    stand = state.stand
+
+    def slow(run: Run) -> state.Standing:
+        found = stand(run)
+        monkeypatch.setattr(state, "stand", stand)
+        # The other one: all of its start falls between our look and ours.
         control._take_start(run)
+        noted = {"scheduler": "local", "jobs": [], "start": run.starts(), "started": 0}
+        write_json(run.jobs, noted)
+        return found
+
+    monkeypatch.setattr(state, "stand", slow)
+    with pytest.raises(Busy, match="somebody else is starting the run") as busy:
+        control._take_start(run)
+    assert f"process {os.getpid()} on " in str(busy.value)
+    assert run.starts() == 1
+
+
+def test_a_starter_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    control._take_start(run)
+    who = json.loads(run.start(1).read_text())
+    write_json(run.start(1), {**who, "pid_started": 1})
+    assert state.starter(run) is None
+    write_json(run.start(1), {**who, "host": "elsewhere", "pid_started": 1})
+    assert state.starter(run) == f"process {os.getpid()} on elsewhere"
+
+
+def test_a_job_that_was_never_submitted_is_resumed_on_slurm(tmp_path: Path) -> None:
+    env = fake(tmp_path / "bin", sbatch="echo sbatch: error: no >&2; exit 1")
+    run = tmp_path / "run"
+    launcher("submit", write_job(tmp_path, 3), "--run-dir", run, code=4, env=env)
+    (run / "jobs.json").unlink()  # as if it had been killed before it came to sbatch
+    (run / "attempts" / "start-0001.json").unlink()
+    assert control.scheduler_to_resume(Run.open(run)) == "slurm"
+    launcher("resume", run, code=4, env=env)
+
+
+def test_squeue_is_asked_once_for_all_runs_and_what_it_says_is_told(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    env = fake(
+        tmp_path / "bin",
+        sbatch="echo Submitted batch job $$",
+        squeue=f"echo x >> {asked}; echo no controller >&2; exit 1",
+    )
+    spec = write_job(tmp_path, 3)
+    for name in ("one", "two", "three"):
+        launcher("submit", spec, "--run-dir", tmp_path / name, env=env)
+    asked.unlink(missing_ok=True)
+    said = launcher("list", "--json", env=env)
+    assert [row["state"] for row in json.loads(said.stdout)] == ["unknown"] * 3
+    assert asked.read_text() == "x\n"
+    assert said.stderr == "squeue: no controller\n"
 
 
 def test_list_shows_a_broken_run_and_the_others(tmp_path: Path) -> None:
@@ -80,19 +141,18 @@ def test_list_shows_a_broken_run_and_the_others(tmp_path: Path) -> None:
     assert "whole" in launcher("list", env=env).stdout
 
 
-@pytest.mark.parametrize("name", ["a\nb", "50%j"])
+@pytest.mark.parametrize("name", ["a\nb", "50%j", "a\\b"])
 def test_a_run_path_that_sbatch_would_read_as_more_is_refused(tmp_path: Path, name: str) -> None:
     spec = write_job(tmp_path, 3)
     for command in (["submit", spec, "--dry-run"], ["run", spec]):
         said = launcher(*command, "--run-dir", tmp_path / name, code=2).stderr
-        assert "can't hold control characters or %" in said
+        assert "can't hold control characters, %" in said
     assert "can't hold" in launcher("plan", spec, f"output.dir={tmp_path}/{name}/x", code=2).stderr
 
 
 def test_what_is_not_supported_is_refused_before_anything(tmp_path: Path) -> None:
     spec = write_job(tmp_path, 3)
     for override, said in (
-        ("task=score", "'score' is not supported yet"),
         ("model.attention=flash_attention_2", "flash_attention_2 is not supported yet"),
         ("input.template=/nosuch", "no chat template"),
         ("slurm.time=2", "told to stop"),

@@ -145,6 +145,27 @@ def test_nodes_that_share_a_folder_see_each_other(
     assert told.status == "problem" and "node 1" in told.says and "--dir" in str(told.remedy)
 
 
+def test_a_node_that_is_late_takes_nobodys_findings_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
+    monkeypatch.setattr(meeting, "SEEN_S", 1.0)
+
+    def attend(node: int) -> tuple[str, set[int]]:
+        one = meeting.Meeting(tmp_path)
+        one.node = node
+        one.open()
+        here = {"host": f"n{node}", "won": one.race()}
+        one.say("here", here)
+        shared, heard = one.agree(here)
+        return shared.says, set(heard)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(attend, range(2))
+    assert first == second == attend(2), "all of them do what node 0 says"
+    assert first[1] == {0, 1} and "node 2 of 3" in first[0]
+
+
 def test_the_node_check_here_starts_real_ranks_and_leaves_nothing(tmp_path: Path) -> None:
     done = launcher("doctor", "--node", "--dir", tmp_path, "--json", env={"OMP_NUM_THREADS": "1"})
     document = json.loads(done.stdout)

@@ -113,7 +113,7 @@ def test_a_model_is_fetched_with_progress_and_without_what_is_not_loaded(hub: Hu
 
 
 def test_code_is_fetched_where_the_spec_trusts_it(hub: Hub) -> None:
-    found = resolve_model(ModelSpec(path="org/whole", trust_remote_code=True))
+    found = resolve_model(ModelSpec(path="org/whole", revision="c" * 40, trust_remote_code=True))
     assert found.path is not None and (found.path / "modeling_x.py").is_file()
 
 

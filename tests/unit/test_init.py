@@ -18,7 +18,7 @@ from launcher import draft
 from launcher.draft import Answers, write_spec
 from launcher.errors import DoesNotFit, SpecError
 from launcher.job.load import load_spec
-from launcher.submit import Planned
+from launcher.prepare import Planned
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 LLAMA = "meta-llama/Llama-2-70b-hf"

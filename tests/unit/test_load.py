@@ -64,7 +64,7 @@ limits: {step: soon}
         ("a: \x00\n", "job.yaml:4:4: the character U+0000 is not allowed"),
         ("a: \x1b\n", "job.yaml:4:4: the character U+001B is not allowed"),
         ("batch: " + "[" * 60, "job.yaml:4:58: nested over 50 levels deep"),
-        ("batch: " + "[" * 500_000, "nested over 50 levels deep"),
+        ("batch: " + "[" * 200_000, "nested over 50 levels deep"),
         ("generation: {seed: " + "9" * 5000 + "}\n", "job.yaml:4:20: a number of 5000 characters"),
         ("generation: {temperature: 1e999}\n", "should be a finite number, not '1e999'"),
         ("generation: {temperature: nan}\n", "should be a finite number, not 'nan'"),
@@ -82,7 +82,7 @@ limits: {step: soon}
         ("parallel: {strategy: pipline}\n", "`parallel.strategy` should be 'auto'"),
         ("batch: {}\nbatch: {}\n", "job.yaml:5:1: `batch` is given twice; first at job.yaml:4:1"),
         ("model: {path: x}\n", "`model` is given twice; first at job.yaml:2:1"),
-        ("k: v\n" * 200_000, "too many mistakes, stopping here"),
+        ("k: v\n" * 40_000, "too many mistakes, stopping here"),
         ("parallel: {options: {" + "".join(f"k{n}: 1," for n in range(21_000)) + "}}", "values"),
     ],
 )

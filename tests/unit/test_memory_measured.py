@@ -1,94 +1,154 @@
-"""Predicted memory against what the real runner takes: weights, caches, and the most that a step holds beside them."""
+"""Predicted memory against what real runners take: weights, caches, and the most that a step holds beside them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import random_model, small_config
-from torch.profiler import ProfilerActivity, profile
+from held_memory import (
+    BATCH,
+    FILLING,
+    KINDS,
+    LARGEST,
+    cached,
+    config_of,
+    fill,
+    given,
+    model_of,
+    most_held,
+    weights_bytes,
+)
+from models import random_model
+from test_streamed import plan_of
 
-from launcher.bench.layers import even_step
-from launcher.model.packed import PackedLinear, pack_linears
+from launcher.job.spec import JobSpec, ModelSpec
+from launcher.measure.spans import NullRecorder
+from launcher.model.message import Form, Message
+from launcher.model.packed import pack_linears
+from launcher.model.pipeline import AHEAD
 from launcher.model.runner import StageRunner
+from launcher.model.stage import load_stage
+from launcher.model.step import Step
+from launcher.model.streamed import LayerBlock, StreamedStepModel
+from launcher.model.streamed_load import load_streamed
 from launcher.plan.checkpoint import Checkpoint
-from launcher.plan.memory import Model, shares
-from launcher.plan.plan import Batch
-
-SIZES = {
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "vocab_size": 2000,
-    "max_position_embeddings": 512,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 32}
-KINDS: dict[str, dict[str, Any]] = {
-    "llama": {**GROUPED},
-    "qwen3": {**GROUPED},
-    "mistral": {**GROUPED, "sliding_window": None},
-    "gpt_neox": {},
-    "gemma2": {**GROUPED, "query_pre_attn_scalar": 32, "tie_word_embeddings": True},
-    "mixtral": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
-}
-BATCH = Batch(groups=1, slots=12, max_length=512, prefill_chunk=128)
-
-
-def most_held(run: Any) -> int:
-    """The most bytes that are allocated at once while ``run`` runs, beyond what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    held = most = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+from launcher.plan.machines import Machines
+from launcher.plan.memory import RESERVE, shares
+from launcher.plan.staged import StagedReplica
+from launcher.plan.streaming import Draft, Sizes
+from launcher.plan.subject import Subject
+from launcher.records import Demand
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_peak_is_as_predicted(kind: str) -> None:
     torch.set_num_threads(1)
-    config = small_config(kind, **(SIZES | KINDS[kind]))
-    model = random_model(config)
+    model = random_model(config_of(kind))
     pack_linears(model)
     runner = StageRunner(model, BATCH)
-    for first in range(0, BATCH.max_length - BATCH.prefill_chunk, BATCH.prefill_chunk):
-        runner.run(even_step(BATCH.slots, first, BATCH.prefill_chunk))
-    runner.run(even_step(1, 384, 127))
-    cached = sum(
-        tensor.nbytes
-        for layer in runner.cache(0).layers
-        for tensor in (layer.keys, layer.values)
-        if tensor is not None
-    )
-    held = max(
-        most_held(lambda: runner.run(even_step(BATCH.slots, 480, 1))),
-        most_held(lambda: runner.run(even_step(1, 383, BATCH.prefill_chunk))),
-    )
-    checkpoint = Checkpoint.from_config(config.to_dict())
-    attention = "eager" if kind == "gemma2" else "sdpa"
-    made = Model(checkpoint.dims, checkpoint.outline(4), 4, attention)
+    fill(runner)
+    held = max(most_held(runner.run, step) for step in LARGEST)
+    made = model_of(kind)
     share = shares(made, BATCH, {"": "cpu"}, "cpu")["cpu"]
-    assert share.kv == cached
-    assert share.weights == weights_bytes(model, made)
-    measured = share.weights + cached + held + packed_copy(made)
+    assert share.kv == cached(runner)
+    assert share.weights == weights_bytes([model]) - made.tied_bytes
+    measured = weights_bytes([model]) + share.kv + held
     assert share.peak - share.reserve == pytest.approx(measured, rel=0.05)
 
 
-def weights_bytes(model: torch.nn.Module, made: Model) -> int:
-    """What the parameters take, packed ones included; a tied head's copy is not one of them."""
-    plain = sum(parameter.nbytes for parameter in model.parameters())
-    packed = sum(
-        4 * module.in_features * module.out_features
-        + (0 if module.bias is None else module.bias.nbytes)
-        for module in model.modules()
-        if isinstance(module, PackedLinear)
-    )
-    return plain + packed - packed_copy(made)
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
+def test_peak_of_stages_is_as_predicted(kind: str, tmp_path: Path) -> None:
+    """With the messages that they pass on, one for each group, and those that they have room for."""
+    torch.set_num_threads(1)
+    random_model(config_of(kind)).save_pretrained(tmp_path)
+    spec, form = ModelSpec(path=str(tmp_path), dtype="float32"), Form(256, torch.float32)
+    made, batch = model_of(kind), BATCH.model_copy(update={"groups": 2})
+    planned = StagedReplica(made, (2, 4), 2**30, "cpu").shares(batch)
+    for stage, layers in enumerate([(0, 1), (2, 5)]):
+        first, last = stage == 0, stage == 1
+        model = load_stage(spec, "float32", layers, 6)
+        pack_linears(model)
+        runner = StageRunner(model, batch, first, last)
+        for group in range(batch.groups):
+            fill(runner, group)
+        inbox = [] if first else [form.buffer(batch) for _ in range(AHEAD)]
+        going: list[torch.Tensor] = []
+
+        def work(
+            step: Step, runner: StageRunner = runner, going: list[torch.Tensor] = going
+        ) -> None:
+            for _ in range(3):
+                found = runner.run(step, given(runner, step))
+                if not runner._last:
+                    going.append(form.pack(Message(step, 0, found)))
+                    del going[: -batch.groups]
+
+        held = sum(buffer.nbytes for buffer in inbox)
+        held += max(most_held(work, step) for step in LARGEST)
+        measured = weights_bytes([model]) + cached(runner) + held
+        share = planned[stage]
+        assert share.kv == cached(runner)
+        assert share.peak - share.reserve == pytest.approx(measured, rel=0.05), stage
 
 
-def packed_copy(made: Model) -> int:
-    return made.dims.vocab * made.dims.hidden * 4 if made.outline.tied else 0
+WAYS = {  # buffers, groups whose caches are kept, layers and head that are
+    "in place": (2, 3, 0, False),
+    "part resident": (1, 3, 3, True),
+    "spilled": (2, 1, 1, False),
+    "all spilled": (2, 0, 0, False),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"), [*(("llama", way) for way in WAYS), ("mixtral", "spilled")]
+)
+def test_peak_of_what_is_streamed_is_as_predicted(kind: str, way: str, tmp_path: Path) -> None:
+    """Weights that lie in mapped files take no memory of the process's own; they count like the buffers that they save."""
+    torch.set_num_threads(1)
+    random_model(config_of(kind)).save_pretrained(tmp_path)
+    batch = BATCH.model_copy(update={"groups": 3})
+    job = {
+        "name": "t",
+        "model": {"path": str(tmp_path), "dtype": "float32"},
+        "input": {"path": "x"},
+    }
+    machines = Machines("cpu", 1, 0, None, 2**36)
+    spec = JobSpec.model_validate(job)
+    subject = Subject(Checkpoint.read(tmp_path), machines, spec, Demand(100, 300, 100))
+    buffers, kept, layers, head = WAYS[way]
+    draft = Draft(subject, Sizes.of(subject), 0.0, batch, buffers, kept, layers, head)
+    streaming = draft.streaming()
+    assert streaming is not None
+    model = load_streamed(spec.model, plan_of(batch), streaming, NullRecorder(), str(tmp_path))
+
+    def sweep(step: Step) -> None:
+        for group in range(batch.groups):
+            model.launch(replace(step, group=group))
+        for _ in range(batch.groups):
+            model.collect()
+
+    held = 0
+    for step in [*FILLING, *LARGEST]:
+        before = kept_bytes(model)
+        held = max(held, before + most_held(sweep, step))
+    tensors = subject.checkpoint.tensors.items()
+    units = [
+        sum(tensor.nbytes for name, tensor in tensors if f".layers.{number}." in name)
+        for number in range(layers, 6)
+    ]
+    bodies = [block._runner._body for block in model._parts.blocks if isinstance(block, LayerBlock)]
+    resident = weights_bytes([*bodies, model._parts.blocks[-1]._model])  # type: ignore[union-attr]
+    model.close()
+    measured = resident + buffers * max(units) + held
+    assert draft.peak - RESERVE["cpu"] == pytest.approx(measured, rel=0.05)
+
+
+def kept_bytes(model: StreamedStepModel) -> int:
+    """What a sweep finds in memory: caches that are kept, and where spilled ones were read."""
+    blocks = [block for block in model._parts.blocks if isinstance(block, LayerBlock)]
+    buffers: Any = getattr(model._parts.spill, "_buffers", {})
+    read = sum(buffer.nbytes for buffer in buffers.values())
+    return read + sum(cached(block._runner) for block in blocks)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from launcher.model.link import ENVELOPE
-from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, stop
-from launcher.model.step import Step, StepSampling
+from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, answered, stop
+from launcher.model.step import MOST_ASKED, MOST_ROWS, Scoring, Step, StepSampling
 from launcher.plan.plan import Batch
 
 BATCH = Batch(groups=2, slots=3, max_length=64, prefill_chunk=8)
@@ -105,3 +105,55 @@ def test_a_step_that_is_announced_has_its_tokens(counts: list[int], widest: int)
     assert (heard.group, heard.kind) == (told.group, told.kind)
     for name in ("slots", "tokens", "starts", "counts"):
         assert torch.equal(getattr(heard, name), getattr(told, name))
+
+
+def scoring_step(asked: int) -> Step:
+    """As large as BATCH allows, but for what is asked: each slot in two rows."""
+    rows = MOST_ROWS * BATCH.slots
+    counts = torch.tensor([BATCH.prefill_chunk - rows + 1, *[1] * (rows - 1)])
+    tokens = torch.randint(2, 400, (rows, int(counts.max())))
+    each = torch.arange(BATCH.prefill_chunk)
+    many = torch.arange(asked)
+    return Step(
+        group=0,
+        kind="prefill",
+        slots=torch.arange(rows) // MOST_ROWS,
+        tokens=tokens * (torch.arange(tokens.shape[1]) < counts[:, None]),
+        starts=torch.arange(rows),
+        counts=counts,
+        scoring=Scoring(each + 50, each + 60, many % BATCH.prefill_chunk, many + 70),
+    )
+
+
+@pytest.mark.parametrize("asked", [0, 3, MOST_ASKED * BATCH.prefill_chunk])
+def test_a_step_that_scores(asked: int) -> None:
+    sent, form = scoring_step(asked), Form(5, torch.float32)
+    hidden = torch.randn(BATCH.prefill_chunk, 5)
+    for data, of in (
+        (form.pack(Message(sent, 3, hidden)), form),
+        (announce(sent, 3), STEPS_FORM),
+    ):
+        buffer = of.buffer(BATCH)
+        assert len(data) <= len(buffer), "a step as large as the batch allows"
+        buffer[: len(data)] = data
+        message = of.unpack(buffer)
+        assert message is not None
+        if of is form:
+            assert torch.equal(message.hidden, hidden)
+        else:
+            assert torch.equal(message.announced().tokens, sent.tokens)
+        buffer.fill_(-1)
+        assert message.step.scoring is not None and sent.scoring is not None
+        assert message.step.answers == asked
+        for field in fields(Scoring):
+            one, other = (getattr(s, field.name) for s in (message.step.scoring, sent.scoring))
+            assert torch.equal(one, other)
+
+
+def test_log_probabilities_are_answered_exactly() -> None:
+    sent = scoring_step(3)
+    found = torch.tensor([-0.1, -1e-9, torch.nan], dtype=torch.float32)
+    data = answer(Message(sent, 6, torch.ones(1, 1)), found)
+    assert data[:ENVELOPE].tolist() == [0, 0, 6]
+    assert torch.equal(answered(data, sent)[:2].float(), found[:2])
+    assert answered(data, sent)[2].isnan()

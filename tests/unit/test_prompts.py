@@ -260,8 +260,11 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
             "bad_messages",
             "tool_calls",
         ),
-        (body_row(logprobs=True), "unsupported_option", "logprobs"),
-        (body_row("/v1/completions", logprobs=0), "unsupported_option", "logprobs"),
+        (body_row(logprobs=1), "bad_sampling", "logprobs"),
+        (body_row(top_logprobs=2), "bad_sampling", "needs logprobs"),
+        (body_row(logprobs=True, top_logprobs=21), "bad_sampling", "top_logprobs"),
+        (body_row("/v1/completions", logprobs=True), "bad_sampling", "logprobs"),
+        (body_row("/v1/completions", logprobs=1, echo=True), "unsupported_option", "task score"),
         (body_row(presence_penalty=0.5), "unsupported_option", "presence_penalty"),
         (
             body_row(response_format={"type": "json_object"}),

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 from test_memory import model_of
 
-from launcher.plan.cost import StageCost, layer_costs, usual_load
+from launcher.plan.cost import Exchange, StageCost, layer_costs, usual_load
+from launcher.plan.course import Load
 from launcher.plan.machines import Machines, gpu_profiles
 from launcher.plan.measured import Costs, Line, MachineProfile, Speed
 from launcher.plan.memory import Model
 from launcher.plan.outline import Module
 from launcher.plan.plan import Batch
 from launcher.plan.rates import REACHED_BANDWIDTH, REACHED_FLOPS, Rates
-from launcher.plan.replay import Load
 from launcher.plan.workload import Workload
 
 A100 = gpu_profiles()["A100-80GB"]
@@ -41,10 +41,13 @@ PROFILE = MachineProfile(
     speeds=[speed("cpu", 1), speed("cpu", 2), speed("NVIDIA A100-SXM4-80GB", 1)],
     step_s=1e-4,
     start_s=9.0,
+    loading_s=2.0,
     backend="gloo",
     link=Line(latency_s=1e-5, bytes_per_s=3e9),
     all_reduce=Line(latency_s=2e-5, bytes_per_s=1e9),
+    gather=Line(latency_s=3e-5, bytes_per_s=1e9),
     disk=5e8,
+    cached=5e9,
 )
 
 
@@ -109,7 +112,7 @@ def test_ranks_that_share_layers_exchange_hidden_states_twice_per_layer() -> Non
     model, rates = model_of(), Rates.of(GPUS, "bfloat16")
     layers: list[Module] = model.outline.layers[:10]
     line = Line(latency_s=1e-3, bytes_per_s=1e9)
-    cost = StageCost.of(model, layers, rates, all_reduce=line)
+    cost = StageCost.of(model, layers, rates, exchange=Exchange(2, line, line))
     load = Load(rows=8, decoding=8, positions=800, fed=0, seen=0)
     assert cost(load)[1] == pytest.approx(2 * 10 * (1e-3 + 8 * 8192 * 2 / 1e9))
     assert cost.link_s(load, line, last=False) == pytest.approx(1e-3 + 8 * 8192 * 2 / 1e9)

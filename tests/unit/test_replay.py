@@ -13,8 +13,9 @@ import torch
 from launcher.bench.host import _NoText
 from launcher.engine.engine import Engine
 from launcher.model.step import Step
+from launcher.plan.course import Held, Line, Load, Replayed
 from launcher.plan.plan import Batch
-from launcher.plan.replay import Line, Load, replay
+from launcher.plan.replay import replay
 from launcher.plan.workload import Workload, bytes_per_token
 from launcher.records import Demand, Request, Sampling
 
@@ -58,9 +59,21 @@ def test_schedules_reach_their_closed_forms(groups: int, in_rounds: bool, busy: 
 
 def test_reading_hides_behind_rounds_or_adds_to_them() -> None:
     work, batch = Workload(((1, 100),), 16), BATCH.model_copy(update={"groups": 2})
-    assert replay(line(1, True, round_s=1.5), batch, work).seconds == pytest.approx(200, rel=0.01)
-    assert replay(line(1, True, round_s=5.0), batch, work).seconds == pytest.approx(500, rel=0.01)
-    assert replay(line(1, True, added_s=5.0), batch, work).seconds == pytest.approx(700, rel=0.01)
+
+    def held(slowed: float, weights: float, moved: float) -> Replayed:
+        found = Held(slowed, weights, moved)
+        return replay(line(1, True, held=lambda computed: found), batch, work)
+
+    assert held(0, 0, 0).seconds == pytest.approx(200, rel=0.01)
+    reading = held(1, 2, 3)
+    assert reading.seconds == pytest.approx(800, rel=0.01)
+    assert reading.rounds == 100
+    found = reading.of_stage(0)
+    assert found["utilization"] == pytest.approx(3 / 8, rel=0.01)
+    assert found["weights"] == pytest.approx(2 / 8, rel=0.01)
+    assert found["transfer"] == pytest.approx(3 / 8, rel=0.01)
+    assert found["prefill_s"] + found["decode_s"] == pytest.approx(300, rel=0.01)
+    assert found["prefill_s"] == pytest.approx(3, rel=0.01)  # the first round alone has prompts
 
 
 def test_a_long_run_goes_on_as_its_middle_did() -> None:

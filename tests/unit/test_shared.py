@@ -28,7 +28,7 @@ def part(rank: int, size: int, dtype: torch.dtype) -> torch.Tensor:
 def work(rank: int, port: int, results: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, RANKS, 7, 60.0)
+    gang = Gang.join(rank, RANKS, b"key", 60.0)
     group = TensorGroup.join(gang, RANKS)
     assert group.shared is not None
     found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -23,6 +24,8 @@ from launcher.job.spec import ModelSpec
 from launcher.measure.spans import NullRecorder
 from launcher.model import recipe
 from launcher.model.local import LocalStepModel
+from launcher.model.pages import Pages
+from launcher.model.reader import Reader
 from launcher.model.recipe import recipes
 from launcher.model.skeleton import Skeleton
 from launcher.model.spill import FileSpill
@@ -257,6 +260,13 @@ def test_weights_that_are_computed_are_refused(
         llama.streamed(WAYS["all streamed"])
 
 
+@pytest.fixture
+def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are larger than what memory the page cache may have."""
+    monkeypatch.setattr("launcher.model.streamed_load.memory_here", lambda: (1000, 1000))
+
+
+@pytest.mark.usefixtures("too_large")
 def test_reader_ends_while_nobody_takes(llama: Case) -> None:
     before = threading.active_count()
     model = llama.streamed(WAYS["all streamed"])
@@ -265,13 +275,56 @@ def test_reader_ends_while_nobody_takes(llama: Case) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.usefixtures("too_large")
 def test_nothing_of_a_unit_stays_behind(llama: Case) -> None:
     """Between its turns a layer has no weights: they are the buffer's, which then holds another layer's."""
     model = llama.streamed(WAYS["one buffer"])
-    run(model, llama.text, BATCH)
-    assert model._parts.reader is not None
-    for unit in model._parts.reader._units:
+    assert run(model, llama.text, BATCH) == llama.texts
+    reader = model._parts.reader
+    assert isinstance(reader, Reader)
+    for unit in reader._units:
         assert all(getattr(slot.module, slot.name).is_meta for slot in unit.slots)
+
+
+def test_weights_are_computed_with_where_the_page_cache_has_them(llama: Case) -> None:
+    model = llama.streamed(WAYS["all streamed"])
+    assert run(model, llama.text, BATCH) == llama.texts
+    pages = model._parts.reader
+    assert isinstance(pages, Pages)
+    assert len(pages._parts) == LAYERS + 1
+    for part in pages._parts:
+        assert all(getattr(slot.module, slot.name).is_meta for slot, _ in part.values)
+
+
+def test_files_that_can_not_be_mapped_are_read(
+    llama: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("launcher.model.weight_files.MappedFile", refuse)
+    model = llama.streamed(WAYS["all streamed"])
+    assert isinstance(model._parts.reader, Reader)
+    assert run(model, llama.text, BATCH) == llama.texts
+
+
+def test_weights_in_another_dtype_are_read_and_cast(llama: Case) -> None:
+    case = Case(llama.path, "bfloat16")
+    model = case.streamed(WAYS["all streamed"])
+    assert isinstance(model._parts.reader, Reader)
+    assert run(model, case.text, BATCH) == case.texts
+
+
+@pytest.mark.parametrize("size", [0, 100_000, 200_000])
+@pytest.mark.usefixtures("too_large")
+def test_file_that_is_cut_short_while_it_is_copied(llama: Case, tmp_path: Path, size: int) -> None:
+    case = copy_of(llama, tmp_path / "copy")
+    model = case.streamed(WAYS["one buffer"])
+    weights = case.path / "model.safetensors"
+    with pytest.raises(WeightsError) as caught:
+        in_two_sweeps(case, model, lambda: os.truncate(weights, size))
+    assert str(weights) in str(caught.value)
+    model.close()
 
 
 def test_figures_count_what_sweeps_read(llama: Case) -> None:
@@ -284,7 +337,9 @@ def test_figures_count_what_sweeps_read(llama: Case) -> None:
 
     model.on_progress = progress
     run(model, llama.text, BATCH)
-    weights = sum(slot.recipe.nbytes for unit in model._parts.reader._units for slot in unit.slots)  # type: ignore[union-attr]
+    pages = model._parts.reader
+    assert isinstance(pages, Pages)
+    weights = sum(slot.recipe.nbytes for part in pages._parts for slot, _ in part.values)
     each = 1 + LAYERS + 1  # one step per sweep: embedding, layers, head
     assert told % each == 0
     whole = told // each

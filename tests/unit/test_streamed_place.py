@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from pydantic import ValidationError
 
 from launcher.errors import UsageError
 from launcher.job.spec import JobSpec
+from launcher.plan.budget import FREE_SHARE
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines, gpu_profiles
-from launcher.plan.plan import Plan, Streaming
+from launcher.plan.plan import Batch, Plan, Streaming
 from launcher.plan.sizes import read_size
+from launcher.plan.streaming import Draft, Sizes
+from launcher.plan.subject import Subject
 from launcher.records import Demand
 from launcher.strategies import streamed
 
@@ -29,6 +33,7 @@ def plan(
     gpus: int = 0,
     demand: Demand = DEMAND,
     batch: dict[str, Any] | None = None,
+    here: bool = False,
     **parallel: Any,
 ) -> Plan:
     options = parallel.pop("options", {}) | ({"memory": memory} if memory else {})
@@ -47,7 +52,7 @@ def plan(
     )
     checkpoint = Checkpoint.known(model)
     assert checkpoint is not None
-    return streamed.place(checkpoint, where, spec, demand)
+    return streamed.place(checkpoint, replace(where, here=here), spec, demand)
 
 
 def streaming(made: Plan) -> Streaming:
@@ -73,7 +78,8 @@ def test_seventy_billion_in_four_gibibytes(gpus: int) -> None:
 
 
 def test_memory_that_is_left_over_keeps_layers() -> None:
-    kept = [streaming(plan(f"{size}GiB")).layers for size in (6, 12, 20)]
+    batch = {"groups": 1, "slots": 16}
+    kept = [streaming(plan(f"{size}GiB", batch=batch)).layers for size in (6, 12, 20)]
     assert kept[0] < kept[1] < kept[2]
     assert kept[2] >= 6
 
@@ -124,6 +130,95 @@ def test_host_memory_bounds_what_a_gpu_may_spill() -> None:
     refused = plan("6GiB", gpus=1, batch={"slots": 16, "groups": 64})
     assert not refused.fits
     assert "batch.groups" in said(refused)
+
+
+@pytest.mark.parametrize("free", [8, 64])
+def test_free_disk_bounds_what_may_be_spilled_here(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(streamed, "room", lambda folder: asked.append(folder) or free * GIB)
+    options = {"spill_dir": "/scratch"}
+    batch = {"slots": 16, "groups": 4}
+    made = plan("12GiB", options=options, batch=batch, here=True)
+    assert asked == ["/scratch"]
+    if made.fits:
+        assert streaming(made).spilled_bytes <= FREE_SHARE * free * GIB
+    else:
+        assert "no room on the disk (parallel.options.spill_dir)" in said(made)
+    assert made.fits == (free == 64)
+    assert plan("12GiB", options=options, batch=batch).fits  # a node is asked when its ranks load
+
+
+def draft_of(dtype: str = "float16", host: int = 400, **changes: Any) -> Draft:
+    """Of a model that is float16 in its files: 138 GB, which stay in memory where the ``host`` has twice as many GiB."""
+    checkpoint = Checkpoint.known(LLAMA)
+    assert checkpoint is not None
+    job = {"name": "test", "model": {"path": "a/b", "dtype": dtype}, "input": {"path": "x"}}
+    spec = JobSpec.model_validate(job | {"parallel": {"strategy": "streamed", "replicas": 2}})
+    machines = changes.pop("machines", Machines("cpu", 1, 0, None, host * GIB))
+    subject = Subject(checkpoint, machines, spec, DEMAND)
+    batch = Batch(groups=2, slots=8, max_length=512, prefill_chunk=128)
+    draft = Draft(subject, Sizes.of(subject), 1.0, batch, buffers=2, kept=2)
+    return replace(draft, **changes)
+
+
+def test_what_memory_has_of_the_files_is_mapped_or_copied_and_the_rest_read() -> None:
+    in_place, cast, on_disk = draft_of(), draft_of("float32", host=800), draft_of(host=200)
+    rates = in_place.subject.rates
+    assert (in_place.in_place, cast.in_place, on_disk.in_place) == (True, False, False)
+    assert in_place.read_s == pytest.approx(in_place.read_bytes / rates.mapped)
+    assert cast.read_s == pytest.approx(cast.read_bytes / rates.cached)
+    assert on_disk.read_s == pytest.approx(on_disk.read_bytes / (rates.disk / 2))  # two replicas
+    gpu = draft_of(machines=Machines("cuda", 1, 2, gpu_profiles()["RTX-4090"], 400 * GIB))
+    assert gpu.read_s == pytest.approx(gpu.read_bytes / rates.cached)
+    assert in_place.held(1.0) == (0.0, in_place.read_s, 0.0)  # nobody reads ahead
+
+
+def test_experts_of_a_layer_are_put_together() -> None:
+    known = Checkpoint.known(LLAMA)
+    assert known is not None
+    assert known.is_plain("float16")
+    experts = {name.replace(".mlp.", ".mlp.experts.0."): t for name, t in known.tensors.items()}
+    assert not replace(known, tensors=experts).is_plain("float16")
+
+
+def test_a_sweep_waits_for_weights_that_are_read_slower_than_it_computes() -> None:
+    draft = draft_of(host=200)
+    slow, quick = draft.held(draft.read_s / 4), draft.held(100 * draft.read_s)
+    assert slow.slowed + slow.weights == pytest.approx(0.75 * draft.read_s)
+    assert quick.weights == pytest.approx(0.0)
+    assert 0 < quick.slowed < draft.read_s  # the reading thread takes the core's time
+    assert quick.moved == 0.0
+    alone = replace(draft, buffers=1).held(1.0)  # nothing is read ahead
+    assert (alone.slowed, alone.weights) == (0.0, pytest.approx(draft.read_s))
+    resident = replace(draft, layers=80, head=True)
+    assert resident.held(1.0) == (0.0, 0.0, 0.0)
+
+
+def test_spilled_caches_come_and_go_in_every_sweep() -> None:
+    spilled = draft_of(kept=1)
+    rates = spilled.subject.rates
+    longest = max(map(sum, spilled.subject.work(spilled.batch).lengths))
+    grown = -(-longest // 256) * 256 / 512
+    assert spilled.held(1.0).moved == pytest.approx(2 * grown * spilled.spilled / rates.cached)
+    gpu = draft_of(machines=Machines("cuda", 1, 2, gpu_profiles()["RTX-4090"], 400 * GIB), kept=1)
+    moved = 2 * grown * gpu.spilled / gpu.subject.rates.host_link
+    assert gpu.held(1.0).moved == pytest.approx(moved)
+
+
+def test_what_is_predicted_of_a_streamed_run() -> None:
+    made = plan("12GiB", gpus=1, batch={"groups": 2, "slots": 16})
+    predicted, (device,) = made.predicted, made.devices
+    assert predicted.read_bytes_per_token is not None
+    assert predicted.load_s is not None
+    # Every sweep makes at most one token of each sequence.
+    assert predicted.read_bytes_per_token >= made.weights_bytes * 0.9 / 32
+    assert device.weights is not None and device.utilization is not None
+    assert device.weights > 0.5  # the host's memory can't keep the files
+    assert device.utilization + device.weights <= 1.001
+    whole = plan(None, "meta-llama/Llama-3.1-8B", demand=Demand(64, 200, 64)).predicted
+    assert whole.read_bytes_per_token in (None, 0)
 
 
 def test_few_rows_make_a_small_batch() -> None:

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from launcher.measure.bubble import SHARES
 from launcher.plan.plan import Batch, DevicePlan, Placement, Plan, Predicted
 from launcher.report import bars, units
+from launcher.report.choice import split
 from launcher.report.table import plan_table, runs_table, status_table, summary_table
 
 GIB = 2**30
@@ -246,6 +247,23 @@ def test_shards_have_a_number_behind_that_of_their_stage() -> None:
     made = plan(strategy="pipeline", schedule="ring", devices=devices, reasons=[])
     named = [line.split()[0] for line in lines(plan_table(made)) if "cuda:" in line]
     assert named == ["0.0", "0.1", "1.0", "1.1"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ({"strategy": "sequential"}, "sequential"),
+        ({"strategy": "streamed", "replicas": 2}, "2 x streamed"),
+        ({"strategy": "pipeline", "stages": 4, "ranks": 4}, "pipeline 4"),
+        ({"strategy": "pipeline", "stages": 2, "tensor": 2, "ranks": 4}, "pipeline 2 of 2"),
+        ({"strategy": "tensor", "tensor": 2, "ranks": 2}, "tensor 2"),
+        ({"strategy": "tensor", "tensor": 2, "ranks": 1}, "tensor 2, threads"),
+        ({"strategy": "tensor", "tensor": 2, "replicas": 2, "ranks": 2}, "2 x tensor 2, threads"),
+        ({"strategy": "tensor", "tensor": 1, "ranks": 1}, "tensor 1"),
+    ],
+)
+def test_no_two_ways_to_run_it_have_one_name(candidate: dict[str, Any], said: str) -> None:
+    assert split({"stages": 1, "tensor": 1, "replicas": 1, "ranks": 1} | candidate) == said
 
 
 def test_what_is_not_known_is_a_dash() -> None:

@@ -16,7 +16,7 @@ import pytest
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
-from launcher.run import Run, write_json
+from launcher.run import Run, request_drain, write_json
 from launcher.runtime.watchdog import Freshness, Outcome, Watchdog, conclude
 
 ATTEMPT = Attempt(0, 1)
@@ -180,3 +180,27 @@ def test_node_0_waits_for_nodes_that_work_on(
     silent = watching.gather(done)
     assert silent.kind == "failed"
     assert "node 1 fell silent" in str(silent.error)
+
+
+def draining(watching: Watchdog, phases: list[str], waited_s: float) -> Outcome | None:
+    """What the watchdog says ``waited_s`` seconds after it saw the request to drain."""
+    request_drain(watching.run, ATTEMPT, "test")
+    assert look(watching, phases, 0) is None
+    watching.drain_seen = time.monotonic() - waited_s
+    return watching._drain()
+
+
+def test_a_rank_that_does_not_begin_to_drain_is_not_waited_for(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 2, "60s")
+    assert draining(watching, ["running", "serving"], 1) is None
+    assert draining(watching, ["running", "serving"], 6) == Outcome("drained")
+
+
+def test_a_rank_that_drains_has_all_of_limits_drain(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 2, "60s")
+    assert draining(watching, ["draining", "finished"], 59) is None
+    assert draining(watching, ["draining", "finished"], 61) == Outcome("drained")

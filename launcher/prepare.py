@@ -6,18 +6,22 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from launcher import registry, strategies
+from launcher.disk import private, write_json
 from launcher.errors import DoesNotFit, LauncherError, PreflightError, SpecError, UsageError
 from launcher.hub import resolve as hub
 from launcher.input import prompts
 from launcher.input.tokens import bytes_per_token
 from launcher.job.load import LoadedSpec, dump_spec, load_spec
 from launcher.job.spec import JobSpec
-from launcher.plan import choose
+from launcher.plan import accelerate, choose
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines, resolve_machines
 from launcher.plan.plan import Plan
+from launcher.plan.script import plan_script, ranks_per_node
+from launcher.plan.sums import verify_weights
 from launcher.records import Demand
 from launcher.run import Run, check_path, publish
 from launcher.schedulers import slurm
@@ -30,55 +34,70 @@ TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 @dataclass(frozen=True)
 class Planned:
     """A spec with what follows from it. ``spec`` has the model's local path and commit where they are known, and what
-    ``strategy: auto`` came to; ``asked`` has that open."""
+    ``strategy: auto`` came to; ``asked`` has that open. A script has no ``checkpoint``."""
 
     loaded: LoadedSpec
     asked: JobSpec
     spec: JobSpec
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     machines: Machines
     here: bool
     plan: Plan
+    verified: dict[str, dict[str, Any]] | None = None  # what `verify_weights` saw of each file
 
 
 def plan_job(
-    path: Path,
+    spec: Path | LoadedSpec,
     overrides: Sequence[str],
     *,
     here: bool,
     say: Callable[[str], None],
     fetch: bool = True,
+    verify: bool = False,
 ) -> Planned:
-    """Load, check and plan a spec for this machine (``here``) or for Slurm; writes nothing.
+    """Load, check and plan a spec (a file's, unless it is loaded already) for this machine (``here``) or for Slurm; writes nothing.
 
-    ``fetch``: download a hub model that is not here. Raises SpecError, UsageError, PreflightError.
+    ``fetch``: download a hub model that is not here; ``verify``: compare the weights with their recorded sha256. Raises SpecError, UsageError, PreflightError.
     """
-    loaded = load_spec(path, overrides)
+    loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec, overrides)
+    _check_time(loaded)
+    if loaded.spec.script is not None:
+        return _plan_script(loaded, here)
     _supported(loaded)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
-    spec = asked = model.in_spec(loaded.spec)
+    asked = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
-    machines = resolve_machines(spec, here=here)
-    demand = prompts.scan(spec, SCAN_BYTES)
-    spec, plan = _place(loaded, spec, checkpoint, machines, demand)
-    return Planned(loaded, asked, spec, checkpoint, machines, here, plan)
+    machines = resolve_machines(asked, here=here)
+    demand = prompts.scan(asked, SCAN_BYTES)
+    chosen, plan = _place(loaded, asked, checkpoint, machines, demand)
+    verified = _verify(checkpoint, say) if verify else None
+    return Planned(loaded, asked, chosen, checkpoint, machines, here, plan, verified)
 
 
-def _supported(loaded: LoadedSpec) -> None:
-    """Raises UsageError for what the spec may say and this version can't do."""
+def _verify(checkpoint: Checkpoint, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    if checkpoint.path is None:
+        raise PreflightError(
+            "the weights are not here, so they can't be verified",
+            where=checkpoint.where,
+            fix="launcher submit fetches them, and verifies them with --verify-weights",
+        )
+    files = {tensor.file for tensor in checkpoint.tensors.values()}
+    return verify_weights(checkpoint.path, files, say)
+
+
+def _plan_script(loaded: LoadedSpec, here: bool) -> Planned:
+    """Of task script. The options of accelerate are those of the one that is installed here."""
     spec = loaded.spec
-    if spec.task != "generate":
-        raise UsageError(
-            f"task {spec.task!r} is not supported yet",
-            where=loaded.where("task"),
-            fix="task: generate",
-        )
-    if spec.model.attention == "flash_attention_2":
-        raise UsageError(
-            "flash_attention_2 is not supported yet",
-            where=loaded.where("model.attention"),
-            fix="attention: sdpa",
-        )
+    chosen = loaded.check_section("accelerate", accelerate.schema(), spec.accelerate)
+    machines = resolve_machines(spec, here=here)
+    ranks = ranks_per_node(spec, machines) * machines.nodes
+    plan = plan_script(spec, machines, accelerate.config(chosen, ranks))
+    return Planned(loaded, spec, spec, None, machines, here, plan)
+
+
+def _check_time(loaded: LoadedSpec) -> None:
+    """Raises UsageError for a job that would be told to stop as soon as it starts."""
+    spec = loaded.spec
     minutes = spec.slurm.time_minutes
     if minutes is not None and minutes * 60 < spec.slurm.signal_delay + LEAST_S:
         raise UsageError(
@@ -86,6 +105,17 @@ def _supported(loaded: LoadedSpec) -> None:
             "has loaded anything",
             where=loaded.where("slurm.time"),
             fix="a longer slurm.time, or a shorter slurm.signal_delay",
+        )
+
+
+def _supported(loaded: LoadedSpec) -> None:
+    """Raises UsageError for what the spec may say and this version can't do."""
+    spec = loaded.spec
+    if spec.model.attention == "flash_attention_2":
+        raise UsageError(
+            "flash_attention_2 is not supported yet",
+            where=loaded.where("model.attention"),
+            fix="attention: sdpa",
         )
     template = spec.input.template
     if template not in ("auto", "none") and not Path(template).is_file():
@@ -104,6 +134,7 @@ def with_script(planned: Planned, run_dir: Path | None) -> Planned:
     return replace(planned, plan=planned.plan.model_copy(update={"script": script}))
 
 
+@private()
 def create_run(planned: Planned, run_dir: Path | None) -> Run:
     """The run directory, ready to start: spec, plan and input index in it. Nothing stays behind if that fails.
 
@@ -188,6 +219,27 @@ def _place(
 
 
 def _fill(run: Run, planned: Planned) -> None:
+    spec, plan = _indexed(run, planned) if planned.checkpoint else (planned.spec, planned.plan)
+    if not planned.here:
+        script = slurm.script(run.path, spec, plan)
+        plan = plan.model_copy(update={"script": script})
+    if planned.verified is not None:
+        write_json(run.weights, planned.verified)
+    if plan.accelerate is not None:
+        write_json(run.accelerate, plan.accelerate)
+        run.files.mkdir()
+    for path, text in (
+        (run.spec, planned.loaded.text),
+        (run.plan, plan.model_dump_json(indent=1) + "\n"),
+        (run.job, dump_spec(spec)),  # last: it is what makes the directory a run
+    ):
+        with publish(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _indexed(run: Run, planned: Planned) -> tuple[JobSpec, Plan]:
+    """Index the input; spec and plan for all of it. Raises DoesNotFit."""
+    assert planned.checkpoint is not None
     worlds = 1 if planned.here else planned.spec.slurm.array
     demand = prompts.build_index(
         planned.loaded.spec, run.input, planned.spec.parallel.replicas * worlds
@@ -196,16 +248,7 @@ def _fill(run: Run, planned: Planned) -> None:
     spec, plan = _place(planned.loaded, spec, planned.checkpoint, planned.machines, demand)
     if not plan.fits:
         raise _does_not_fit(plan)
-    if not planned.here:
-        script = slurm.script(run.path, spec, plan)
-        plan = plan.model_copy(update={"script": script})
-    for path, text in (
-        (run.spec, planned.loaded.text),
-        (run.plan, plan.model_dump_json(indent=1) + "\n"),
-        (run.job, dump_spec(spec)),  # last: it is what makes the directory a run
-    ):
-        with publish(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    return spec, plan
 
 
 def _does_not_fit(plan: Plan) -> DoesNotFit:

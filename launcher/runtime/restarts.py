@@ -1,0 +1,82 @@
+"""Restarts: whether a world may run again by itself, and how long all its attempts may take together.
+
+Wall clocks are not asked: an attempt's length is that of its own agent's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from launcher.errors import RunFailed
+from launcher.job.spec import JobSpec
+from launcher.records import Attempt
+from launcher.run import Run, read_json
+from launcher.runtime.rendezvous import Node
+from launcher.runtime.watchdog import Outcome
+
+SAME = ("error", "what", "where")  # of two errors: the same way, at the same place
+
+
+def time_left(run: Run, spec: JobSpec, node: Node) -> float | None:
+    """Seconds that a new attempt may take; None without ``limits.total``. Raises RunFailed if there are none, or if the
+    last two attempts of this Slurm job ended without a word and without a row: a third would do so, too."""
+    attempts = run.list_attempts(node.world)
+    if node.restarts and len(attempts) > 1 and all(_died(run, a, node) for a in attempts[-2:]):
+        raise RunFailed(
+            "two attempts died one after the other without a word, and before they had finished a row",
+            where=f"Slurm job {node.job_id}",
+            cause="what the job does takes its nodes down, such as all of the host's memory",
+            fix=f"launcher logs {run.path}; launcher resume tries again",
+        )
+    total = spec.limits.total
+    if total is None:
+        return None
+    left = total - sum(_seconds(run, attempt) for attempt in attempts)
+    if left <= 0:
+        raise used_up(run, spec)
+    return left
+
+
+def used_up(run: Run, spec: JobSpec) -> RunFailed:
+    return RunFailed(
+        f"all attempts together have taken limits.total ({spec.limits.total:.0f} s)",
+        where=str(run.path),
+        fix=f"a larger limits.total in {run.job}, then launcher resume {run.path}",
+    )
+
+
+def why_not(run: Run, spec: JobSpec, node: Node, attempt: Attempt, outcome: Outcome) -> str | None:
+    """Why the job of an attempt that ended so does not go back into the queue; None if it may."""
+    if node.restarts >= spec.slurm.max_restarts:
+        return f"{node.restarts} restarts went before, and slurm.max_restarts is {spec.slurm.max_restarts}"
+    if outcome.error is None or _has_rows(run, attempt):
+        return None
+    before = [other for other in run.list_attempts(node.world) if other.number < attempt.number]
+    ended = read_json(run.attempt_file(before[-1], "ended")) if before else None
+    if ended and _way(ended) == _way(asdict(outcome)):
+        return "the attempt before ended in the same way, and no row was finished since"
+    return None
+
+
+def _died(run: Run, attempt: Attempt, node: Node) -> bool:
+    """Whether an attempt of this job ended without its agents' having said how, and without a row."""
+    info = read_json(run.attempt_file(attempt, "attempt"))
+    told = run.attempt_file(attempt, "ended").exists()
+    return not told and bool(info and info["job_id"] == node.job_id) and not _has_rows(run, attempt)
+
+
+def _has_rows(run: Run, attempt: Attempt) -> bool:
+    done = any(path.stat().st_size for path in run.list_journals(attempt))
+    return done or any(run.list_progress(attempt))  # a script's word
+
+
+def _way(ended: dict[str, dict[str, str] | None]) -> list[str | None] | None:
+    error = ended["error"]
+    return [error[key] for key in SAME] if error else None
+
+
+def _seconds(run: Run, attempt: Attempt) -> float:
+    """How long the attempt ran, to the second: from its opening to the last sign of life of node 0's agent."""
+    info = read_json(run.attempt_file(attempt, "attempt"))
+    last = read_json(run.node(attempt, 0))
+    return max(0.0, float(last["beat"] - info["beat"])) if info and last else 0.0

@@ -1,0 +1,207 @@
+"""Runs are bounded: each deadline of `limits` names who broke it, and what fails the same way again is not tried for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checker import check
+from jobs import command, journaled, launcher, wait_for, write_job
+from killer import Killer, processes
+
+from launcher import ledger, state
+from launcher.errors import NodeLost, RunFailed
+from launcher.job.load import load_resolved
+from launcher.report.sofar import behind
+from launcher.run import Run, write_json
+from launcher.runtime import restarts
+from launcher.runtime.rendezvous import Node
+from launcher.runtime.watchdog import Outcome
+
+REPLICAS = {"strategy": "sequential", "replicas": 2}
+
+
+def start(spec: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    argv = command("run", spec, "--run-dir", run, *more)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True)
+
+
+def ranks_under(pid: int) -> dict[int, int]:
+    """Rank processes below ``pid`` by rank, as soon as they exist."""
+    import psutil
+
+    found = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if child.cmdline()[1:3] == ["-m", "launcher.runtime.rank"] or (
+                "launcher.runtime.rank" in child.cmdline() and "RANK" in child.environ()
+            ):
+                found[int(child.environ()["RANK"])] = child.pid
+        except (psutil.Error, KeyError):
+            continue
+    return found
+
+
+def test_a_rank_that_never_joins_is_named(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 10, parallel=REPLICAS, limits={"join": "14s"})
+    running = start(spec, tmp_path / "run")
+    stopped = wait_for(lambda: ranks_under(running.pid).get(1))
+    os.kill(stopped, signal.SIGSTOP)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 75
+    assert "rank 1 did not join within limits.join (14 s)" in said
+    assert f"rank 1 on {os.uname().nodename}" in said
+
+
+def test_a_slow_rank_is_shown_and_let_be(tmp_path: Path) -> None:
+    """It runs a quarter of the time, and is never silent for as long as limits.stall."""
+    run = Run(tmp_path / "run")
+    running = start(write_job(tmp_path, 400, parallel=REPLICAS, limits={"stall": "20s"}), run.path)
+    wait_for(lambda: run.journals.is_dir() and journaled(run.path) > 10)
+    slow, shown = processes(run.path)["rank 1"], None
+    while running.poll() is None and not shown:
+        os.kill(slow, signal.SIGSTOP)
+        time.sleep(1.2)
+        shown = state.look(run).stragglers.get("w0000-a0001-r0001")
+        os.kill(slow, signal.SIGCONT)
+        time.sleep(0.4)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert shown
+    assert "of the others' rows/s" in shown
+
+
+def test_the_summary_names_who_did_far_less_than_the_others() -> None:
+    ranks = [
+        {"attempt": "w0000-a0001", "rank": rank, "host": "n1", "rows_done": rows}
+        for rank, rows in enumerate([100, 96, 20, 0, 104])
+    ]
+    (slow,) = behind(ranks)
+    assert slow == {"attempt": "w0000-a0001", "rank": 2, "host": "n1", "share": 0.2}
+    assert behind(ranks[:2]) == []
+    assert behind([{**rank, "rows_done": rank["rows_done"] // 10} for rank in ranks]) == []
+
+
+def test_a_port_that_was_taken_meanwhile_is_stepped_around(tmp_path: Path) -> None:
+    """Somebody listens on it between our look and that of `accelerate launch`, which then takes another."""
+    spec = write_job(tmp_path, 10, parallel=REPLICAS)
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        program = (
+            "import sys\nfrom launcher import prepare\nfrom launcher.runtime import agent, network\n"
+            "from pathlib import Path\nspec, run = map(Path, sys.argv[1:])\n"
+            "prepare.create_run(prepare.plan_job(spec, [], here=True, say=print), run)\n"
+            f"network.free_port = lambda address: {port}\nsys.exit(agent.main(str(run)))"
+        )
+        argv = [sys.executable, "-c", program, str(spec), str(run)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "already in use" in (run / "logs" / "w0000-a0001-launch-0000.log").read_text()
+    assert check(run) == []
+
+
+def test_a_run_killed_again_and_again_is_sound(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 160, parallel=REPLICAS)
+    killer, run, victims = Killer(random.Random(7)), tmp_path / "run", []
+    running = start(spec, run)
+    wait_for((run / "jobs.json").exists)
+    for _ in range(3):
+        victims.append(killer.strike(run, running.pid))
+        running.communicate(timeout=60)
+        running = subprocess.Popen(
+            command("resume", run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    running.communicate(timeout=120)
+    assert any(victims)
+    assert check(run) == []
+    assert journaled(run) == 160, "a finished row was computed again"
+
+
+def test_all_attempts_together_are_bounded(tmp_path: Path) -> None:
+    spec = write_job(tmp_path, 3000, limits={"total": "6s"})
+    running = start(spec, tmp_path / "run")
+    _, said = running.communicate(timeout=100)
+    assert running.returncode == 75
+    assert "limits.total (6 s)" in said
+    (ended,) = (tmp_path / "run").glob("attempts/*/ended.json")
+    assert json.loads(ended.read_text())["kind"] == "drained"
+    again = launcher("resume", tmp_path / "run", code=75)
+    assert "limits.total (6 s)" in again.stderr
+    assert len(list((tmp_path / "run").glob("attempts/w*"))) == 1
+
+
+def job_of(restarts_so_far: int) -> Node:
+    return Node(0, 2, 0, f"77.{restarts_so_far}", "77", restarts_so_far)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Run:
+    from launcher import prepare
+
+    spec = write_job(tmp_path, 10)
+    planned = prepare.plan_job(spec, ["slurm.max_restarts=3"], here=True, say=lambda _: None)
+    return prepare.create_run(planned, tmp_path / "run")
+
+
+def attempt_of(run: Run, node: Node, outcome: Outcome | None, rows: str = "") -> Any:
+    attempt = ledger.open_attempt(run, 0, {"job_id": node.job_id, "beat": 100.0})
+    run.journal(attempt, 0).write_text(rows)
+    write_json(run.node(attempt, 0), {"beat": 107.0})
+    if outcome is not None:
+        ledger.end_attempt(run, attempt, asdict(outcome))
+    return attempt
+
+
+def lost(what: str) -> Outcome:
+    return Outcome("failed", NodeLost(what, where="n1").as_dict())
+
+
+def test_the_same_failure_twice_at_the_same_place_is_not_tried_again(made: Run) -> None:
+    spec = load_resolved(made.job)
+    first = attempt_of(made, job_of(0), lost("node 1 is out of reach"))
+    assert restarts.why_not(made, spec, job_of(0), first, lost("node 1 is out of reach")) is None
+    second = attempt_of(made, job_of(1), None)
+    why = restarts.why_not(made, spec, job_of(1), second, lost("node 1 is out of reach"))
+    assert why == "the attempt before ended in the same way, and no row was finished since"
+    assert restarts.why_not(made, spec, job_of(1), second, lost("node 2 is out of reach")) is None
+    made.journal(second, 0).write_text("a row")
+    assert restarts.why_not(made, spec, job_of(1), second, lost("node 1 is out of reach")) is None
+    assert "max_restarts is 3" in str(
+        restarts.why_not(made, spec, job_of(3), second, Outcome("drained"))
+    )
+
+
+def test_nodes_that_die_without_a_word_twice_are_not_tried_again(made: Run) -> None:
+    spec = load_resolved(made.job)
+    attempt_of(made, job_of(0), None)
+    assert restarts.time_left(made, spec, job_of(1)) is None
+    second = attempt_of(made, job_of(1), None)
+    with pytest.raises(RunFailed, match="died one after the other"):
+        restarts.time_left(made, spec, job_of(2))
+    assert restarts.time_left(made, spec, Node.alone()) is None, "a person may always try again"
+    made.journal(second, 0).write_text("a row")
+    assert restarts.time_left(made, spec, job_of(2)) is None
+
+
+def test_time_is_counted_by_each_agents_own_clock(made: Run) -> None:
+    spec = load_resolved(made.job)
+    limits = spec.limits.model_copy(update={"total": 20.0})
+    spec = spec.model_copy(update={"limits": limits})
+    attempt_of(made, job_of(0), lost("node 1"))
+    attempt_of(made, job_of(1), lost("node 2"))
+    assert restarts.time_left(made, spec, job_of(2)) == pytest.approx(6.0)
+    attempt_of(made, job_of(2), lost("node 3"))
+    with pytest.raises(RunFailed, match=r"limits.total \(20 s\)"):
+        restarts.time_left(made, spec, job_of(3))

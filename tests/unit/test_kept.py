@@ -1,0 +1,64 @@
+"""Modules that transformers keeps in float32: told from its source as its classes have it, and refused by a plan."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from test_streamed_place import DEMAND, LLAMA
+
+from launcher.errors import UsageError
+from launcher.job.spec import JobSpec
+from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.kept import kept_in_float32, not_streamed
+from launcher.plan.machines import Machines
+from launcher.plan.plan import Plan
+from launcher.strategies import streamed
+
+
+@pytest.mark.parametrize(
+    ("model_type", "classes"),
+    [
+        ("dots1", "Dots1PreTrainedModel"),
+        ("afmoe", "AfmoePreTrainedModel"),
+        ("llama", "LlamaPreTrainedModel"),
+    ],
+)
+def test_source_says_what_the_classes_do(model_type: str, classes: str) -> None:
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    found = getattr(module, classes)
+    always = set(found._keep_in_fp32_modules_strict or ())
+    in_half = set(found._keep_in_fp32_modules or ())
+    assert kept_in_float32(model_type, "bfloat16") == sorted(always)
+    assert kept_in_float32(model_type, "float16") == sorted(always | in_half)
+
+
+@pytest.mark.parametrize("model_type", ["never_heard_of", "../../etc/passwd", ""])
+def test_models_that_the_library_does_not_know_are_none_of_them(model_type: str) -> None:
+    assert kept_in_float32(model_type, "float16") == []
+    assert not_streamed(model_type, "float16") is None
+
+
+def place(model_type: str, dtype: str) -> Plan:
+    known = Checkpoint.known(LLAMA)
+    assert known is not None
+    checkpoint = Checkpoint({**known.config, "model_type": model_type}, known.tensors, "here")
+    spec = JobSpec.model_validate(
+        {
+            "name": "test",
+            "model": {"path": "a/b", "dtype": dtype},
+            "input": {"path": "x"},
+            "parallel": {"strategy": "streamed", "options": {"memory": "12GiB"}},
+        }
+    )
+    return streamed.place(checkpoint, Machines("cpu", 1, 0, None, 24 * 2**30), spec, DEMAND)
+
+
+def test_streaming_them_is_refused_before_anything_is_queued() -> None:
+    with pytest.raises(UsageError, match="e_score_correction_bias in float32 beside bfloat16") as e:
+        place("dots1", "bfloat16")
+    assert e.value.where == "model.dtype"
+    assert place("dots1", "float32").fits
+    with pytest.raises(UsageError, match="q_norm"):
+        place("afmoe", "float16")
+    assert place("afmoe", "bfloat16").fits
