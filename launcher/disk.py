@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from launcher import crash
+from launcher.errors import Damaged
 
 STALE_TRIES = 5
+REPLACED = "a disk that lost data, or an edit: the launcher publishes such files whole"
 PRIVATE = 0o077  # umask: what is made is its owner's alone
 
 
 def read_json(path: Path) -> Any:
-    """The file's JSON, or None if there is no such file."""
-    for _ in range(STALE_TRIES - 1):
+    """The file's JSON, or None if there is no such file. Raises Damaged if it is not JSON."""
+    left = STALE_TRIES
+    while True:
         try:
             return json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
+        except (ValueError, RecursionError) as error:
+            raise Damaged(f"not JSON: {error}", where=str(path), cause=REPLACED) from error
         except OSError as error:
             # NFS says so of a file that was replaced between its lookup and its read.
-            if error.errno != errno.ESTALE:
+            left -= 1
+            if error.errno != errno.ESTALE or not left:
                 raise
-    return json.loads(path.read_bytes())
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

@@ -105,6 +105,10 @@ class PreflightError(LauncherError):
     exit_code = 3
 
 
+class Damaged(LauncherError, ValueError):
+    """A file that the program wrote is not what it wrote."""
+
+
 class WeightsError(PreflightError):
     """A checkpoint that is incomplete, corrupt or not what its index says."""
 

@@ -75,13 +75,15 @@ def logs(
 def cancel(run: RunRef = None, as_json: Json = False) -> None:
     """Stop a run: finished rows are kept, rows in flight are given up, `resume` goes on."""
     from launcher import control, registry
+    from launcher.report.cells import plural
 
     found = registry.find(run)
     jobs = control.cancel(found)
+    text = f"stopped {found.name}: {plural(len(jobs), 'job')}"
     out(
         {"run": str(found.path), "stopped": jobs},
         as_json,
-        f"stopped {found.name}: {len(jobs)} jobs",
+        text if jobs else f"{found.name}: nothing to stop",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.engine.text import Text
 
-LEAST = -9999.0  # in place of minus infinity, which JSON can't hold
+LEAST = -9999.0  # in place of minus infinity and of what is no number, which JSON can't hold
 DIGITS = 6
 
 
@@ -31,6 +31,6 @@ def _entry(piece: str, value: float) -> dict[str, Any]:
     whole = "\ufffd" not in piece
     return {
         "token": piece,
-        "logprob": round(max(value, LEAST), DIGITS),
+        "logprob": round(max(LEAST, value), DIGITS),
         "bytes": list(piece.encode()) if whole else None,
     }

@@ -111,11 +111,11 @@ def _read(text: str, path: Path, overrides: Sequence[str]) -> tuple[JobSpec, Nod
 
 def _validated(root: Node, data: Any, problems: list[Problem]) -> JobSpec:
     """``data`` as a spec; SpecError with what is wrong with it and ``problems``, once per place."""
+    known = {problem.where for problem in problems if problem.what != SECRET}
     problems += tasks.misplaced(root, data)
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
-        known = {problem.where for problem in problems if problem.what != SECRET}
         problems += [p for p in explain(error, root, JobSpec) if p.where not in known]
     if problems:
         raise SpecError(problems)

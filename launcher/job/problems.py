@@ -73,7 +73,7 @@ class _Mistake:
             self._descend(str(part), is_key=isinstance(self.parent.value, dict))
             path.append(str(part))
         self.last = str(detail["loc"][-1]) if detail["loc"] else ""
-        if self.type == "missing":
+        if self.type == "missing" and path[-1:] != [self.last]:  # it may be there, as null
             path.append(self.last)
         self.name = ".".join((*prefix, *path))
         self.key = tuple(path)

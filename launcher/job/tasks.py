@@ -34,7 +34,7 @@ def filled(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def misplaced(root: Node, data: dict[str, Any]) -> list[Problem]:
-    """The same mistakes with their places; what does not belong to the task is taken out of ``data``."""
+    """The same mistakes with their places; mended in ``data``, so that the others are found, too."""
     task, problems = data.get("task"), []
     for name in foreign(task):
         if data.pop(name, None) not in (None, {}):
@@ -48,5 +48,6 @@ def misplaced(root: Node, data: dict[str, Any]) -> list[Problem]:
                 Problem(node.key_where, f"`{name}` is nothing to task {task or 'generate'}", hint)
             )
     if task == SCRIPT and data.get("script") is None:
+        data["script"] = NOTHING
         problems.append(Problem(root.key_where, "`script` is missing"))
     return problems

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from launcher.errors import UsageError, WeightsError
@@ -39,7 +40,7 @@ def convert(source: Path, target: Path, say: Callable[[str], None]) -> Checkpoin
             say(f"converting {name}, {number} of {len(files)}")
             shard = f"model-{number:05d}-of-{len(files):05d}.safetensors"
             tensors = _tensors(inside(source, name, source))
-            save_file(tensors, made / shard, metadata={"format": "pt"})
+            _save(tensors, made / shard)
             placed |= dict.fromkeys(tensors, shard)
         (made / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
         for path in source.iterdir():
@@ -48,6 +49,17 @@ def convert(source: Path, target: Path, say: Callable[[str], None]) -> Checkpoin
         Checkpoint.read(made)
         made.rename(target)
     return Checkpoint.read(target)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"not written: {error}",
+            where=str(path.parents[2]),
+            fix="make room there, or name another folder",
+        ) from error
 
 
 def _files(source: Path) -> list[str]:
@@ -71,7 +83,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file may raise anything
         raise WeightsError(
-            f"not read: {str(error).partition('. ')[0][:200]}",
+            f"not read: {type(error).__name__}: {str(error).partition('. ')[0][:200]}",
             where=str(path),
             cause="the file is damaged, or it holds more than weights, which could run code",
         ) from error

@@ -13,6 +13,7 @@ from launcher.measure.spans import Recorder
 from launcher.model.runner import StageRunner
 from launcher.model.sampling import outcome
 from launcher.model.step import Step
+from launcher.plan.memory import PACK
 from launcher.plan.plan import Batch
 
 
@@ -64,7 +65,7 @@ class RunnerStepModel:
 class LocalStepModel(RunnerStepModel):
     """Runs steps on ``model``, a CausalLM of transformers; layers may be spread by accelerate's hooks."""
 
-    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = 512) -> None:
+    def __init__(self, model: Any, batch: Batch, recorder: Recorder, pack: int = PACK) -> None:
         runner = StageRunner(model, batch, pack=pack)
         super().__init__(runner, timer(recorder, runner.device))
 

@@ -17,6 +17,7 @@ from launcher.model.head import Head, log_probabilities
 from launcher.model.masks import Mask, Masks, Places, Queries
 from launcher.model.ragged import Ragged, ranges
 from launcher.model.step import Step
+from launcher.plan.memory import PACK
 from launcher.plan.plan import Batch
 
 
@@ -34,7 +35,7 @@ class StageRunner:
     """
 
     def __init__(
-        self, model: Any, batch: Batch, first: bool = True, last: bool = True, pack: int = 512
+        self, model: Any, batch: Batch, first: bool = True, last: bool = True, pack: int = PACK
     ) -> None:
         self.device = main_device(model)
         self.dtype: torch.dtype = model.dtype

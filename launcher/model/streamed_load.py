@@ -125,7 +125,7 @@ def _spill(
         return None
     if device.type == "cuda":
         return HostSpill(device)
-    return FileSpill(folder, streaming.spilled_bytes * plan.ranks_per_node)
+    return FileSpill(folder, streaming.spilled_bytes)
 
 
 def load_whole(spec: ModelSpec, plan: Plan, recorder: Recorder) -> LocalStepModel:

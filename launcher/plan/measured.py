@@ -16,9 +16,6 @@ from launcher.plan.hardware import cpu_name
 from launcher.plan.plan import Frozen
 
 VERSION = 3  # of the profile's fields: one of another version is measured anew
-MAPPED = (
-    40e9  # bytes per second of files in memory that are mapped and let go: pages are only counted
-)
 
 
 class Line(Frozen):

@@ -169,6 +169,8 @@ def _pair(
 
 
 def _unpredicted(plan: Plan, figure: Figure) -> str:
+    if plan.strategy == "script":
+        return "what a script does is not predicted"
     if figure.name == "gpu_hours" and not plan.gpus_per_node:
         return "the run has no GPUs"
     if figure.name == "read_bytes_per_token":

@@ -85,9 +85,10 @@ def _run(run: Run, node: Node) -> str:
     spec = load_resolved(run.job)
     plan = Plan.model_validate_json(run.plan.read_bytes())
     if node.index == 0:
-        if node.count == 1 and run.list_attempts(node.world) and coordinator.finish(run):
-            return _complete(run, spec)  # all that was left to do was to merge
-        left = restarts.time_left(run, spec, node)
+        if node.count == 1 and run.list_attempts(node.world) and _finish(run, spec):
+            notify(run, spec, "complete")
+            return "done"  # all that was left to do was to merge
+        left = _time_left(run, spec, node)
         stop.deadline = math.inf if left is None else time.monotonic() + left
     meeting = meet(run, spec, node)
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
@@ -95,9 +96,23 @@ def _run(run: Run, node: Node) -> str:
         return _attempt(run, spec, plan, node, meeting, stop)
 
 
-def _complete(run: Run, spec: JobSpec) -> str:
-    notify(run, spec, "complete")
-    return "done"
+def _finish(run: Run, spec: JobSpec) -> bool:
+    """Whether the run is complete now. Raises what keeps the results from being written."""
+    try:
+        return coordinator.finish(run)
+    except Exception as error:
+        notify(run, spec, "failed", f"the results can't be written: {error}")
+        raise
+
+
+def _time_left(run: Run, spec: JobSpec, node: Node) -> float | None:
+    """As ``restarts.time_left``; no attempt could tell why none is opened."""
+    try:
+        return restarts.time_left(run, spec, node)
+    except RunFailed as error:
+        logs.get_logger().error("no attempt: %s", error)
+        notify(run, spec, "failed", error.what)
+        raise
 
 
 def _attempt(
@@ -124,15 +139,11 @@ def _attempt(
         outcome = _final(run, spec, node, attempt, watchdog.gather(outcome), stop)
     ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
-    try:
-        finished = coordinator.finish(run)
-    except Exception as error:
-        notify(run, spec, "failed", f"the results can't be written: {error}")
-        raise
+    finished = _finish(run, spec)
     again = not finished and _goes_on(node, outcome, stop)
     _tell(run, spec, outcome, finished, again)
     if again:
-        _requeue(node)
+        _requeue(run, spec, node)
     if not finished:
         raise_outcome(outcome)
     return outcome.kind
@@ -191,10 +202,11 @@ def _environment(spec: JobSpec, plan: Plan, meeting: Meeting) -> dict[str, str]:
 
 
 def _goes_on(node: Node, outcome: Outcome, stop: StopRequest) -> bool:
-    """Whether this Slurm job has to go back into the queue: the time limit drained it, or a node was lost. A cancel
-    has no signal."""
+    """Whether this Slurm job has to go back into the queue: the time limit drained it, or a node was lost that nobody
+    was taking away. `launcher cancel` sends no signal, scancel SIGTERM."""
     limit = stop.signal == signal.SIGUSR2 and outcome == Outcome("drained")
     lost = outcome.error is not None and outcome.error["error"] == NodeLost.__name__
+    lost = lost and stop.signal in (None, signal.SIGUSR2)
     return (limit or lost) and node.job_id is not None
 
 
@@ -218,7 +230,7 @@ def _final(
     return Outcome(outcome.kind, error.as_dict())
 
 
-def _requeue(node: Node) -> None:
+def _requeue(run: Run, spec: JobSpec, node: Node) -> None:
     """Put this Slurm job back into the queue. Raises SlurmRefused."""
     logs.get_logger().info("requeue of job %s", node.job_id)
     argv = ["scontrol", "requeue", str(node.job_id)]
@@ -227,10 +239,13 @@ def _requeue(node: Node) -> None:
         said = done.stderr.strip() if done.returncode else None
     except subprocess.TimeoutExpired:
         said = "no answer"
+    except OSError as error:
+        said = error.strerror
     if said is not None:
-        raise SlurmRefused(
-            f"scontrol requeue: {said}", where=f"job {node.job_id}", fix="launcher resume"
-        )
+        what = f"scontrol requeue: {said}"
+        logs.get_logger().error("%s", what)
+        notify(run, spec, "failed", what)
+        raise SlurmRefused(what, where=f"job {node.job_id}", fix=f"launcher resume {run.path}")
 
 
 def main(path: str) -> int:

@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 
 from launcher.errors import LauncherError, RunFailed
+from launcher.job.load import load_resolved
+from launcher.plan.checkpoint import Checkpoint
 from launcher.records import Attempt
 from launcher.run import Run, read_json
 
@@ -15,8 +17,6 @@ TAIL_LINES = 12
 TAIL_BYTES = 20_000
 # torchrun's closing report names the first rank that it saw fail.
 ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
-
-
 # What accelerate says of the only rank of a world.
 DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
 CAUSES = {
@@ -107,14 +107,28 @@ def describe(
     told = "".join(f"\n    | {line}" for line in lines)
     where = host if rank is None else f"rank {rank} on {host}"
     cause = CAUSES.get(exit_code or 0)
+    if exit_code == -signal.SIGBUS:
+        cause = _broken_weights(run) or cause
     return RunFailed(
         what + told, where=where, cause=cause, fix=f"launcher resume {run.path} (log: {log})"
     )
 
 
+def _broken_weights(run: Run) -> str | None:
+    """What is wrong with the model's files, which a streamed model is computed with where they are."""
+    try:
+        Checkpoint.read(Path(load_resolved(run.job).model.path))
+    except LauncherError as error:
+        return str(error)
+    return None
+
+
 def exit_text(code: int) -> str:
     """How a process ended, from its ``returncode``."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"signal {names.get(-code, -code)}"  # most of the real-time ones have no name
 
 
 def _tail(path: Path, size: int) -> str:

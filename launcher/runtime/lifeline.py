@@ -41,13 +41,15 @@ class Lifelines:
 
     def call(self, address: str, port: int, token: str, node: int) -> None:
         """Connect this node's agent to that of node 0. Without a line the deadlines of `limits` have to do."""
+        line = None
         try:
             line = socket.create_connection((address, port), CONNECT_S)
             line.sendall(f"{token} {node}\n".encode())
+            self._lines[0] = _kept_alive(line)
         except OSError as error:
             get_logger().warning("no lifeline to node 0 at %s:%d: %s", address, port, error)
-        else:
-            self._lines[0] = _kept_alive(line)
+            if line is not None:
+                line.close()
 
     def broken(self) -> dict[int, str]:
         """Nodes whose line broke: ``cut`` (nothing answers) or ``died`` (the agent ended and said nothing)."""

@@ -79,4 +79,6 @@ def _seconds(run: Run, attempt: Attempt) -> float:
     """How long the attempt ran, to the second: from its opening to the last sign of life of node 0's agent."""
     info = read_json(run.attempt_file(attempt, "attempt"))
     last = read_json(run.node(attempt, 0))
-    return max(0.0, float(last["beat"] - info["beat"])) if info and last else 0.0
+    if not info or not last or "beat" not in info:  # an older version opened it
+        return 0.0
+    return max(0.0, float(last["beat"] - info["beat"]))

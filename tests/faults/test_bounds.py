@@ -20,11 +20,12 @@ from jobs import command, journaled, launcher, wait_for, write_job
 from killer import Killer, processes
 
 from launcher import ledger, state
-from launcher.errors import NodeLost, RunFailed
+from launcher.errors import NodeLost, RunFailed, SlurmRefused
 from launcher.job.load import load_resolved
+from launcher.job.spec import JobSpec
 from launcher.report.sofar import behind
 from launcher.run import Run, write_json
-from launcher.runtime import restarts
+from launcher.runtime import agent, restarts
 from launcher.runtime.rendezvous import Node
 from launcher.runtime.watchdog import Outcome
 
@@ -205,3 +206,43 @@ def test_time_is_counted_by_each_agents_own_clock(made: Run) -> None:
     attempt_of(made, job_of(2), lost("node 3"))
     with pytest.raises(RunFailed, match=r"limits.total \(20 s\)"):
         restarts.time_left(made, spec, job_of(3))
+
+
+@pytest.fixture
+def told(made: Run, tmp_path: Path) -> tuple[JobSpec, Path]:
+    """A spec that has its owner told, and the file that then holds the message."""
+    spec, path = load_resolved(made.job), tmp_path / "told"
+    told = {"command": f'echo "$LAUNCHER_STATE: $LAUNCHER_MESSAGE" > {path}'}
+    return spec.model_copy(update={"notify": spec.notify.model_copy(update=told)}), path
+
+
+def test_why_no_attempt_is_opened_is_told(made: Run, told: tuple[JobSpec, Path]) -> None:
+    for restart in range(2):
+        attempt_of(made, job_of(restart), None)
+    with pytest.raises(RunFailed):
+        agent._time_left(made, told[0], job_of(2))
+    assert told[1].read_text().startswith("failed: two attempts died")
+
+
+def test_a_requeue_that_is_refused_is_told(
+    made: Run, told: tuple[JobSpec, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = tmp_path / "scontrol"
+    refuses.write_text("#!/bin/sh\necho no such job >&2\nexit 1\n")
+    refuses.chmod(0o700)
+    for path, why in ((tmp_path, "no such job"), (tmp_path / "nowhere", "No such file")):
+        monkeypatch.setenv("PATH", str(path))
+        with pytest.raises(SlurmRefused, match=why):
+            agent._requeue(made, told[0], job_of(0))
+        assert told[1].read_text().startswith(f"failed: scontrol requeue: {why}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "goes_on"), [(None, True), (signal.SIGUSR2, True), (signal.SIGTERM, False)]
+)
+def test_a_lost_node_brings_no_job_back_that_was_taken_away(
+    asked: signal.Signals | None, goes_on: bool
+) -> None:
+    stop = agent.StopRequest(asked)
+    assert agent._goes_on(job_of(0), lost("node 1"), stop) is goes_on
+    assert not agent._goes_on(Node.alone(), lost("node 1"), stop)

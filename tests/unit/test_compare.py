@@ -70,6 +70,8 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     pairs = compare(unknown, summary)
     assert "no GPUs" in pair(pairs, "gpu_hours")["missing"]
     assert "backend" in pair(pairs, "tokens_per_s")["missing"]
+    pairs = compare(unknown.model_copy(update={"strategy": "script"}), summary)
+    assert "a script" in pair(pairs, "tokens_per_s")["missing"]
 
 
 def test_worlds_of_an_array_are_predicted_together(tmp_path: Path) -> None:

