@@ -68,7 +68,8 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
     deadline = time.monotonic() + patience_s
     if process.poll() is None:
         process.kill()
-    while left := children(os.getpid()):
+    # Zombies, too, until they are reaped: one whose threads have not all ended yet still has its own children.
+    while left := _children(os.getpid()):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -94,11 +95,15 @@ def reap() -> None:
 
 def children(pid: int) -> list[int]:
     """Living direct children of ``pid``, zombies left out."""
+    return [child for child in _children(pid) if start_time(child) is not None]
+
+
+def _children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
             found += [int(word) for word in (task / "children").read_text().split()]
-    return [child for child in found if start_time(child) is not None]
+    return found
 
 
 def start_time(pid: int) -> int | None:

@@ -25,7 +25,7 @@ from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.report.sofar import behind
 from launcher.run import Run, write_json
-from launcher.runtime import agent, restarts
+from launcher.runtime import agent, process, restarts
 from launcher.runtime.rendezvous import Node
 from launcher.runtime.watchdog import Outcome
 
@@ -63,6 +63,7 @@ def test_a_rank_that_never_joins_is_named(tmp_path: Path) -> None:
     assert running.returncode == 75
     assert "rank 1 did not join within limits.join (14 s)" in said
     assert f"rank 1 on {os.uname().nodename}" in said
+    wait_for(lambda: process.start_time(stopped) is None)
 
 
 def test_a_slow_rank_is_shown_and_let_be(tmp_path: Path) -> None:
