@@ -140,7 +140,9 @@ def test_tokens_are_nowhere(seen: Seen) -> None:
         for path in (*_files(seen.run), *_files(seen.home)):
             assert secret.encode() not in path.read_bytes(), path
     ranks = [line for line in seen.command_lines if b"launcher.runtime.rank" in line]
-    assert len(ranks) >= 3, "accelerate and two ranks were there to be seen"
+    assert len(ranks) >= 2, (
+        "accelerate and the ranks, which are called alike, were there to be seen"
+    )
     for line in seen.command_lines:
         assert CANARY.encode() not in line and SECOND.encode() not in line
 
