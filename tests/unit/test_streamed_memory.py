@@ -79,7 +79,7 @@ model.close()
 print(json.dumps({"done": len(done), "grown": status("VmHWM") - base, "more": more,
     "planned": plan.devices[0].peak_bytes - RESERVE["cpu"],
     "streaming": plan.placements[0].streaming.model_dump(),
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    "peak": status("VmHWM")}))
 """
 # Threads' stacks and the allocator's arenas, code that is first used while the model runs: what the reserve of a
 # plan is for. Less than a layer.
