@@ -28,6 +28,7 @@ PIPELINE = {
     "parallel": {"strategy": "pipeline", "stages": 2},
     "resources": {"device": "cpu", "nodes": 2},
 }
+ROW_BY_ROW = {"slots": 1}  # so that a run is not over before what is done to it
 REPLICAS = {
     "parallel": {"strategy": "sequential", "replicas": 2},
     "resources": {"device": "cpu", "nodes": 2},
@@ -35,8 +36,7 @@ REPLICAS = {
 
 
 def job(folder: Path, **sections: Any) -> Path:
-    """Row by row: a run must not be over before what is done to it."""
-    return write_job(folder, mixed_rows(ROWS), **{"batch": {"slots": 1}, **sections})
+    return write_job(folder, mixed_rows(ROWS), **sections)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_preempted_by_a_higher_partition(
     fragile: Cluster, env: dict[str, str], tmp_path: Path, undisturbed: Path
 ) -> None:
     run = tmp_path / "run"
-    submit(job(tmp_path, slurm={"partition": "low"}), run, env)
+    submit(job(tmp_path, batch=ROW_BY_ROW, slurm={"partition": "low"}), run, env)
     wait_for(lambda: journaled(run) > 20)
     high = fragile.sbatch(
         "--partition=high", "-N4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
@@ -199,7 +199,7 @@ def test_slurmctld_is_restarted(
     fragile: Cluster, env: dict[str, str], tmp_path: Path, undisturbed: Path
 ) -> None:
     run = tmp_path / "run"
-    submit(job(tmp_path), run, env)
+    submit(job(tmp_path, batch=ROW_BY_ROW), run, env)
     wait_for(lambda: journaled(run) > 20)
     fragile.stop_controller()
     try:
