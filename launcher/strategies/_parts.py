@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from launcher.model.gang import Gang
     from launcher.model.step import Server, StepModel
 
-SHORTEST = {"cuda": 128, "cpu": 16}  # tokens of a prompt's part
+SHORTEST_PART = {"cuda": 128, "cpu": 16}  # tokens of a prompt's part
 AS_FAST = 0.99  # of the fastest: closer than predictions are
 FASTER = 1.03  # where twice the groups leave fewer slots to each, they have to be worth it
 
@@ -166,7 +166,7 @@ def _fed(draft: Draft, drafting: Drafting) -> tuple[Draft, Replayed]:
     found = [(draft, drafting.replayed(draft))]
     free = taking_turns and drafting.subject.spec.batch.prefill_chunk == "auto"
     chunk = fitted.batch.prefill_chunk // 2 if free else 0
-    while chunk > max(SHORTEST[drafting.subject.machines.device] - 1, fitted.batch.slots):
+    while chunk > max(SHORTEST_PART[drafting.subject.machines.device] - 1, fitted.batch.slots):
         batch = fitted.batch.model_copy(update={"prefill_chunk": chunk})
         other = replace(draft, fitted=replace(fitted, batch=batch))
         found.append((other, drafting.replayed(other)))

@@ -11,26 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adder import adder_path, prompt_rows
-from jobs import command, journaled, launcher, texts, wait_for, write_job
+from adder import adder_path
+from jobs import command, journaled, launcher, mixed_rows, texts, wait_for, write_job
 
 ROWS = 120
 PARTS = ("busy", "transfer", "weights", "bubble", "host_gap", "no_work")
-
-
-def rows(count: int) -> list[dict[str, Any]]:
-    """Sums, every fourth of them sampled rather than taken greedily."""
-    found = prompt_rows(count)
-    for number in range(0, count, 4):
-        found[number] |= {"temperature": 1.5, "top_p": 0.9, "seed": number}
-    return found
 
 
 def streamed(folder: Path, count: int = ROWS, model: Path | None = None, **options: Any) -> Path:
     # The model is tiny: a budget of little more than the framework's own memory keeps nothing of it.
     return write_job(
         folder,
-        rows(count),
+        mixed_rows(count),
         model={"path": str(model or adder_path())},
         parallel={"strategy": "streamed", "options": {"memory": "771MiB", **options}},
         batch={"slots": 4, "groups": 3},
@@ -41,7 +33,7 @@ def streamed(folder: Path, count: int = ROWS, model: Path | None = None, **optio
 def unsplit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the model says when it is in memory."""
     folder = tmp_path_factory.mktemp("unsplit")
-    launcher("run", write_job(folder, rows(ROWS)), "--run-dir", folder / "run")
+    launcher("run", write_job(folder, mixed_rows(ROWS)), "--run-dir", folder / "run")
     return texts(folder / "run")
 
 
@@ -84,7 +76,7 @@ def test_file_that_is_cut_short_under_way(tmp_path: Path, unsplit: dict[str, str
     done = journaled(run)
     weights.write_bytes(whole)
     launcher("resume", run)
-    assert texts(run) == {row["id"]: unsplit[row["id"]] for row in rows(40)}
+    assert texts(run) == {row["id"]: unsplit[row["id"]] for row in mixed_rows(40)}
     assert done < 40
 
 
