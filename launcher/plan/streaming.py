@@ -187,18 +187,24 @@ class Draft:
         return replay(line, self.batch, subject.work(self.batch))
 
     def _cost(self, load: Load) -> tuple[float, float]:
-        """Seconds of a step: layers that stay are packed, those that come and go lie as in their files."""
+        """Seconds of a step."""
+        if self.buffers is None:
+            return self._costs[0](load)
+        return sum(cost(load)[0] for cost in self._costs), 0.0
+
+    @cached_property
+    def _costs(self) -> list[StageCost]:
+        """Of the parts of a step: layers that stay are packed, those that come and go lie as in their files."""
         subject, layers = self.subject, self.subject.model.outline.layers
         kept, read = subject.rates, subject.rates.unpacked
         if self.buffers is None:
-            return StageCost.of(subject.model, layers, kept, has_head=True)(load)
+            return [StageCost.of(subject.model, layers, kept, has_head=True)]
         parts: tuple[tuple[list[Module], Rates, bool], ...] = (
             (layers[: self.layers], kept, False),
             (layers[self.layers :], read, False),
             ([], kept if self.head else read, True),
         )
-        found = (StageCost.of(subject.model, some, at, head) for some, at, head in parts)
-        return sum(cost(load)[0] for cost in found), 0.0
+        return [StageCost.of(subject.model, some, at, head) for some, at, head in parts]
 
     def streaming(self) -> Streaming | None:
         if self.buffers is None:
