@@ -49,9 +49,8 @@ def test_fsdp_example_stops_and_goes_on_from_its_checkpoint(tmp_path: Path) -> N
         text=True,
     )
     wait_for((run / "files" / "newest").exists)
-    seen = state(run)
-    assert seen["state"] == "running"
-    assert seen["ranks"][0]["steps"] >= 5
+    wait_for(lambda: state(run)["ranks"][0]["steps"] >= 5)
+    assert state(run)["state"] == "running"
     assert "a script, step" in launcher("status", run).stdout
     launcher("cancel", run)
     said, _ = going.communicate(timeout=60)
