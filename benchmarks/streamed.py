@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.engine import TokenText
 from benchmarks.models import build
-from benchmarks.process import drop
+from benchmarks.process import drop, read_anew
 from launcher.engine.engine import Engine
 from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
@@ -122,6 +122,7 @@ def speed(options: argparse.Namespace, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     path = tiny_llama(options.model or folder / "1.1b")
+    read_anew(path)
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     places: dict[str, Any] = dict.fromkeys(["model.embed_tokens", "model.norm", "lm_head"], "cpu")
     places |= {"model.rotary_emb": "cpu", "model.layers": "disk"}

@@ -1,8 +1,8 @@
-"""How things are timed here: again and again, and the shortest time counts, since all that others do on the machine
-only adds to it."""
+"""How things are timed here: again and again, and the mean counts, since a run is as long as all its steps together."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ FEWEST, MOST = 5, 50
 
 
 def seconds(action: Callable[[], object], enough_s: float = ENOUGH_S) -> float:
-    """Shortest duration of ``action``; what it queued on a GPU is waited for."""
+    """Mean duration of ``action``; what it queued on a GPU is waited for."""
     _once(action)
     found: list[float] = []
     while len(found) < FEWEST or (sum(found) < enough_s and len(found) < MOST):
         found.append(_once(action))
-    return min(found)
+    return statistics.fmean(found)
 
 
 def _once(action: Callable[[], object]) -> float:

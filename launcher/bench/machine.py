@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from launcher.runtime import process
 
 PATIENCE_S = 600
 MOST_RANKS = 8
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 LAUNCH_S = 4.0  # of agent and `accelerate launch` before there is a rank
 
 
@@ -33,7 +34,7 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
     if busy > environ.cpus() / 2:
         say(f"others are at work here (load {busy:.1f}): what is measured may be too low")
     say(f"reading from {folder}")
-    disk, cached = read_rates(folder)
+    disk, cached, mapped = read_rates(folder)
     found: list[dict[str, Any]] = []
     for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
         say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
@@ -51,6 +52,7 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
         gather=lines["gather"],
         disk=disk,
         cached=cached,
+        mapped=mapped,
         step_s=found[0]["step_s"],
         start_s=LAUNCH_S + max(each["start_s"] for each in found),
         loading_s=max(each["loading_s"] for each in found),
@@ -64,7 +66,7 @@ def _worlds(cpus: int, gpus: int) -> list[tuple[str, int, int]]:
     return worlds + ([("cuda", min(gpus, 2), 1)] if gpus else [])
 
 
-def _world(kind: str, ranks: int, threads: int) -> dict[str, Any]:
+def _world(kind: str, ranks: int, threads: int, dtypes: Sequence[str] = ()) -> dict[str, Any]:
     """What rank 0 of so many says."""
     process.adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="launcher-bench-") as name:
@@ -74,7 +76,9 @@ def _world(kind: str, ranks: int, threads: int) -> dict[str, Any]:
         started = [
             process.start(
                 process.python(
-                    "launcher.bench.rank", name, *map(str, (rank, ranks, threads, kind))
+                    "launcher.bench.rank",
+                    *(name, str(rank), str(ranks), str(threads), kind),
+                    ",".join(dtypes or DTYPES[kind]),
                 ),
                 folder / f"rank-{rank}.log",
                 env,

@@ -1,4 +1,4 @@
-"""One of the ranks that measure at the same time: `python -m launcher.bench.rank FOLDER RANK RANKS THREADS DEVICE`.
+"""One of the ranks that measure at the same time: `python -m launcher.bench.rank FOLDER RANK RANKS THREADS DEVICE DTYPES`.
 
 It leaves what it measured in FOLDER/rank-RANK.json.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 from launcher.disk import write_json
 from launcher.runtime import process
 
-DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 JOIN = timedelta(seconds=120)
 
 
-def main(folder: Path, rank: int, ranks: int, threads: int, kind: str) -> None:
+def main(
+    folder: Path, rank: int, ranks: int, threads: int, kind: str, dtypes: Sequence[str]
+) -> None:
     """Meet the other ranks, measure whenever they do, note."""
     import torch
     import torch.distributed as dist
@@ -35,7 +37,7 @@ def main(folder: Path, rank: int, ranks: int, threads: int, kind: str) -> None:
     joined = time.time()
     loading = _loading_s(folder / "model") if rank == 0 else None
     dist.barrier()
-    found = _measure(rank, ranks, threads, device)
+    found = _measure(rank, ranks, threads, device, dtypes)
     write_json(folder / f"rank-{rank}.json", {"joined": joined, "loading_s": loading, **found})
     dist.barrier()
     dist.destroy_process_group()
@@ -54,7 +56,9 @@ def _loading_s(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]:
+def _measure(
+    rank: int, ranks: int, threads: int, device: Any, dtypes: Sequence[str]
+) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
@@ -63,15 +67,16 @@ def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]
     from launcher.bench.layers import beside_products
     from launcher.bench.products import matmul_rates, memory_rate
 
+    process.keep_freed_memory()  # as ranks do
     costs = {}
-    for name in DTYPES[device.type]:
+    for name in dtypes:
         dtype = getattr(torch, name)
         dist.barrier()
         rates = matmul_rates(device, dtype)
         dist.barrier()
         unpacked = matmul_rates(device, dtype, packed=False) if device.type == "cpu" else {}
         dist.barrier()
-        beside = asdict(beside_products(device, dtype))
+        beside = asdict(beside_products(device, dtype, rates))
         costs[name] = {"matmul": rates, "unpacked": unpacked, **beside}
     dist.barrier()
     cpu = device.type == "cpu"
@@ -93,4 +98,5 @@ def _measure(rank: int, ranks: int, threads: int, device: Any) -> dict[str, Any]
 
 if __name__ == "__main__":
     process.die_with_parent(os.getppid())
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    folder, rank, ranks, threads, device, dtypes = sys.argv[1:]
+    main(Path(folder), int(rank), int(ranks), int(threads), device, dtypes.split(","))

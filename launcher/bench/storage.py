@@ -11,9 +11,9 @@ SIZE = 256 << 20
 BLOCK = 8 << 20
 
 
-def read_rates(folder: Path, size: int = SIZE) -> tuple[float, float]:
+def read_rates(folder: Path, size: int = SIZE) -> tuple[float, float, float]:
     """Bytes per second of a new file that is written to ``folder``, dropped from memory, and read from its storage;
-    and of the same file read again, by one thread, now that memory holds it.
+    and of the same file, now that memory holds it, read again by one thread, and mapped and let go.
 
     Raises OSError. Network filesystems may still answer from their servers' memory, as they may in a run.
     """
@@ -27,7 +27,9 @@ def read_rates(folder: Path, size: int = SIZE) -> tuple[float, float]:
         with path.open("rb", buffering=0) as file:
             target = memoryview(bytearray(size))
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return _rate(file, target), max(_rate(file, target) for _ in range(3))
+            disk = _rate(file, target)
+            cached = max(_rate(file, target) for _ in range(3))
+            return disk, cached, max(_mapped_rate(file, size) for _ in range(3))
     finally:
         path.unlink(missing_ok=True)
 
@@ -40,3 +42,15 @@ def _rate(file: FileIO, target: memoryview) -> float:
     while got := file.readinto(target[read : read + BLOCK]):
         read += got
     return read / (time.perf_counter() - began)
+
+
+def _mapped_rate(file: FileIO, size: int) -> float:
+    """Of the file's parts one after the other, as a model that is streamed has its layers."""
+    from launcher.model.mapped import MappedFile
+
+    mapped = MappedFile(file.fileno(), size)
+    began = time.perf_counter()
+    for begin in range(0, size, BLOCK):
+        mapped.bring(begin, begin + BLOCK)
+        mapped.leave(begin, begin + BLOCK)
+    return size / (time.perf_counter() - began)

@@ -15,7 +15,7 @@ from launcher.errors import PeerLost
 from launcher.measure.spans import Recorder
 from launcher.model.gang import Gang, prove
 from launcher.model.link import FOREVER
-from launcher.model.shared import SharedSum
+from launcher.model.shared import SharedExchange
 
 
 @dataclass
@@ -30,7 +30,7 @@ class TensorGroup:
     index: int
     handle: Any
     device: str
-    shared: SharedSum | None = None  # of ranks of one host, on its CPU
+    shared: SharedExchange | None = None  # of ranks of one host, on its CPU
     _spent: float = field(default=0.0, init=False)
 
     @classmethod
@@ -50,7 +50,7 @@ class TensorGroup:
         assert found is not None, "the gang has no such rank"
         if device == "cpu":
             first = gang.rank - found.index
-            found.shared = SharedSum.join(gang, list(range(first, first + size)), found.handle)
+            found.shared = SharedExchange.join(gang, list(range(first, first + size)), found.handle)
         return found
 
     def __len__(self) -> int:
@@ -71,9 +71,16 @@ class TensorGroup:
         widest = share(width, len(self), 0)[1]
         if part.shape[-1] < widest:
             part = torch.nn.functional.pad(part, (0, widest - part.shape[-1]))
-        part = part.contiguous()
-        parts = [torch.empty_like(part) for _ in self.names]
-        self._exchange(lambda: dist.all_gather(parts, part, group=self.handle))
+        part, shared = part.contiguous(), self.shared
+        parts = [torch.empty_like(part) for _ in self.names] if shared is None else []
+
+        def gather() -> None:
+            if shared is None:
+                dist.all_gather(parts, part, group=self.handle)
+            else:
+                parts.extend(shared.gather(part))
+
+        self._exchange(gather)
         return torch.cat(parts, dim=-1)[..., :width]
 
     def take_spent(self) -> float:

@@ -1,4 +1,4 @@
-"""SharedSum: ranks of one host add up tensors in memory that they share, without a network between them."""
+"""SharedExchange: ranks of one host add up and gather tensors in memory that they share, without a network between them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ROOM = (
 FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # memory, whatever the disk is
 
 
-class SharedSum:
-    """Adds up tensors of the ranks of one group, two or more, which are processes of one host.
+class SharedExchange:
+    """Adds up and gathers tensors of the ranks of one group, two or more, which are processes of one host.
 
     Each rank has a place for every second turn. It writes its part, tells the others, hears from all of them, and
-    adds all parts in the order of the ranks, so that all get the same bits. A place is free two turns later: to have
+    reads all parts, which it adds in the order of the ranks, so that all get the same bits. A place is free two turns later: to have
     told of a turn means to be done with the one before. Raises ConnectionError when a rank is gone.
     """
 
@@ -35,7 +35,7 @@ class SharedSum:
         self._turn = 0
 
     @classmethod
-    def join(cls, gang: Gang, ranks: list[int], handle: Any) -> SharedSum | None:
+    def join(cls, gang: Gang, ranks: list[int], handle: Any) -> SharedExchange | None:
         """For the group of ``ranks``, whose process group is ``handle``; None where they are on several hosts or can't
         share memory. All of them must call it at once."""
         index, size = ranks.index(gang.rank), 2 * len(ranks) * ROOM
@@ -65,20 +65,36 @@ class SharedSum:
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Replace ``tensor``, contiguous and on the CPU, by the sum of every rank's."""
-        flat = tensor.view(-1)
-        for part in flat.split(ROOM // tensor.element_size()):
-            places = self._places[self._turn, :, : part.numel() * part.element_size()]
-            places[self._index].view(part.dtype).copy_(part)
-            for peer in self._peers:
-                peer.sendall(b"+")
-            for peer in self._peers:
-                if not peer.recv(1):
-                    raise ConnectionError("a rank of this host ended")
-            first, second, *others = places.view(part.dtype).unbind()
+        for part in _turns(tensor):
+            first, second, *others = self._swap(part)
             torch.add(first, second, out=part)
             for other in others:
                 part.add_(other)
-            self._turn = 1 - self._turn
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's ``tensor``, contiguous and on the CPU, of one shape on all of them."""
+        found = [torch.empty_like(tensor) for _ in range(len(self._peers) + 1)]
+        for part, *targets in zip(_turns(tensor), *map(_turns, found), strict=True):
+            for target, place in zip(targets, self._swap(part), strict=True):
+                target.copy_(place)
+        return found
+
+    def _swap(self, part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Every rank's ``part``, where it lies until the turn after the next one."""
+        places = self._places[self._turn, :, : part.numel() * part.element_size()]
+        places[self._index].view(part.dtype).copy_(part)
+        for peer in self._peers:
+            peer.sendall(b"+")
+        for peer in self._peers:
+            if not peer.recv(1):
+                raise ConnectionError("a rank of this host ended")
+        self._turn = 1 - self._turn
+        return places.view(part.dtype).unbind()
+
+
+def _turns(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What of it is exchanged in each turn."""
+    return tensor.view(-1).split(ROOM // tensor.element_size())
 
 
 def _reserve(path: Path, size: int) -> None:

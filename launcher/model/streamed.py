@@ -188,7 +188,8 @@ class StreamedStepModel:
         try:
             yield
         finally:
-            reader.release()
+            with self._recorder.span("weights"):
+                reader.release()
 
     @contextmanager
     def _cache(self, block: LayerBlock | HeadBlock, group: int) -> Iterator[None]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.plan.course import Load
 from launcher.plan.measured import Line
 from launcher.plan.memory import Model
 from launcher.plan.outline import Module
 from launcher.plan.plan import Batch
-from launcher.plan.rates import Rates
+from launcher.plan.rates import WHOLE_OVER_PARTS, Rates
 from launcher.plan.subject import Subject
 from launcher.plan.workload import Workload
 
@@ -20,19 +20,22 @@ TOKEN_BYTES = 8
 
 @dataclass(frozen=True)
 class Exchange:
-    """Of ``ranks`` that share a stage: they add up hidden states twice per layer, and put their logits together."""
+    """Of ``ranks`` that share a stage: they add up hidden states twice per layer, and put their logits together, and
+    in each layer tensors of ``gathered`` bytes per token."""
 
     ranks: int
     all_reduce: Line
     gather: Line
+    gathered: tuple[float, ...] = ()
 
     def seconds(self, cost: StageCost, load: Load) -> float:
         """In a step of ``cost``, which has one rank's part of the logits."""
         tokens = load.decoding + load.fed
         adding = 2 * cost.layers * self.all_reduce.seconds(tokens * cost.message)
-        if not cost.logits:
-            return adding
-        return adding + self.gather.seconds(load.rows * cost.logits * self.ranks)
+        together = cost.layers * sum(self.gather.seconds(tokens * size) for size in self.gathered)
+        if cost.logits:
+            together += self.gather.seconds(load.rows * cost.logits * self.ranks)
+        return adding + together
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class StageCost:
     """Some layers on one rank, maybe with the head. ``elements`` of their weights are met by each token, ``size`` is
     their bytes; ``width``: elements of a hidden state and what a layer makes of it; ``queries`` those of a token's
     query; ``cache``: bytes of a position in one layer; ``message``: of a token's hidden state; ``head``: elements of
-    the matrix that makes logits, ``logits``: bytes of those of one row; ``exchange``: with the ranks that share it."""
+    the matrix that makes logits, ``logits``: bytes of those of one row; ``exchange``: with the ranks that share it;
+    ``passes`` that its layers take, one unless each is run by itself."""
 
     rates: Rates
     layers: int
@@ -54,6 +58,7 @@ class StageCost:
     head_size: float = 0.0
     logits: float = 0.0
     exchange: Exchange | None = None
+    passes: int = 1
 
     @classmethod
     def of(
@@ -88,11 +93,14 @@ class StageCost:
         """Seconds that ``load`` computes, and that the stage's ranks exchange: behind attention, and behind the MLP."""
         rates, tokens = self.rates, load.decoding + load.fed
         attending = rates.attend_s(self.queries, self.cache, load.positions, load.seen)
-        each = rates.layer_s + rates.width_s(tokens * self.width) + attending
-        computing = self.layers * each + rates.product_s(self.elements, self.size, tokens)
+        each = rates.layer_s + rates.row_s * load.decoding + rates.width_s(tokens * self.width)
+        computing = self.passes * rates.pass_s + self.layers * (each + attending)
+        computing += rates.product_s(self.elements, self.size, tokens)
         if self.head:
             computing += rates.product_s(self.head, self.head_size, load.rows)
             computing += SAMPLED * load.rows * self.logits / rates.bandwidth
+        if rates.costs is not None:
+            computing *= WHOLE_OVER_PARTS
         if self.exchange is None:
             return computing, 0.0
         return computing, self.exchange.seconds(self, load)
@@ -119,11 +127,16 @@ def usual_load(work: Workload, batch: Batch) -> Load:
 
 def layer_costs(model: Model, load: Load, rates: Rates) -> list[float]:
     """Seconds of each layer in a step, the head's with the last one's, as they stay together."""
+
+    def seconds(layers: Sequence[Module], has_head: bool = False) -> float:
+        cost = StageCost.of(model, layers, rates, has_head)
+        return replace(cost, passes=0)(load)[0]  # a stage has one, whatever its layers
+
     layers = model.outline.layers
     by_size = {layer.weights: layer for layer in layers}
-    found = {size: StageCost.of(model, [layer], rates)(load)[0] for size, layer in by_size.items()}
+    found = {size: seconds([layer]) for size, layer in by_size.items()}
     costs = [found[layer.weights] for layer in layers]
-    costs[-1] += StageCost.of(model, [], rates, has_head=True)(load)[0]
+    costs[-1] += seconds([], has_head=True)
     return costs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from math import log
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from launcher.errors import UsageError
 from launcher.plan.hardware import cpu_name
 from launcher.plan.plan import Frozen
 
-VERSION = 3  # of the profile's fields: one of another version is measured anew
+VERSION = 4  # of the profile's fields: one of another version is measured anew
 
 
 class Line(Frozen):
@@ -32,18 +33,38 @@ class Costs(Frozen):
     """Of a device in one dtype: what a step takes in matrix products, and beside them.
 
     ``matmul`` is floating point operations per second by the number of rows that a matrix of weights, read from
-    memory, is multiplied with; ``unpacked`` the same of matrices that lie as in their files, where that differs. A layer
-    takes ``layer_s`` however little there is to compute; ``width_s`` more per token and element of its hidden state and
-    MLP; ``decode_s`` (``prefill_s``) more per query element and position that a token of a row that decodes (of a
-    prompt) attends to.
+    memory, is multiplied with; ``unpacked`` the same of matrices that lie as in their files, where that differs. A pass
+    through some layers takes ``pass_s``, and each layer ``layer_s``, however little there is to compute; ``row_s`` more per row that decodes, ``width_s`` per token
+    and element of its hidden state and MLP; ``decode_s`` per byte of the keys and values that the token of a row that
+    decodes attends to, ``prefill_s`` per query element and position that a token of a prompt does.
     """
 
     matmul: dict[int, float]
+    pass_s: float
     layer_s: float
+    row_s: float
     width_s: float
     decode_s: float
     prefill_s: float
     unpacked: dict[int, float] = Field(default_factory=dict)
+
+    def element_s(self, rows: float) -> float:
+        """Seconds per element of a matrix that is multiplied with so many rows."""
+        return element_s(self.matmul, rows)
+
+
+def element_s(matmul: dict[int, float], rows: float) -> float:
+    """The same of the rates by rows, between and beyond the numbers of rows that were measured."""
+    points = sorted(matmul.items())
+    seconds = [2 * many / rate for many, rate in points]
+    place = bisect_left(points, (rows, 0.0))
+    if place == 0:
+        return seconds[0]
+    if place == len(points):
+        return seconds[-1] * rows / points[-1][0]
+    (low, _), (high, _) = points[place - 1], points[place]
+    share = (rows - low) / (high - low)
+    return seconds[place - 1] * (1 - share) + seconds[place] * share
 
 
 class Speed(Frozen):
@@ -77,6 +98,7 @@ class MachineProfile(Frozen):
     gather: Line
     disk: float  # bytes per second, of what is not in memory
     cached: float  # bytes per second that one thread reads of files that are
+    mapped: float  # and that it maps of them
 
     def speed(self, device: str, ranks: int) -> Speed | None:
         """That of as many ranks per node, or of the nearest number that was measured."""

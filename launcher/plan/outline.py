@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from launcher.plan.dims import Config, Dims, text_config
@@ -44,6 +45,10 @@ class Module:
             yield from child.walk()
 
     def leaves(self) -> list[Module]:
+        return self._leaves
+
+    @cached_property  # a plan asks hundreds of times
+    def _leaves(self) -> list[Module]:
         return [module for module in self.walk() if not module.children]
 
 

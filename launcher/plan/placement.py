@@ -28,12 +28,19 @@ def infer_device_map(
     devices = _in_order(max_memory)
     main = {next((d for d in devices if isinstance(d, int)), "cpu"), "cpu"}
     pending = list(model.root.children)
+    sizes: dict[str, int] = {}  # of the largest pieces, which are asked for again and again
+
+    def largest(module: Module) -> int:
+        if module.name not in sizes:
+            sizes[module.name] = _largest(module, unsplit)
+        return sizes[module.name]
+
     placed: DeviceMap = {}
     device, used = devices.pop(0), 0
     while pending:
         module = pending.pop(0)
         partners = [m for m in pending if _tied(model, module, m)]
-        reserve = _largest(pending, unsplit) if device in main else 0
+        reserve = max(map(largest, pending), default=0) if device in main else 0
         room = float("inf") if device == "disk" else max_memory[device] - reserve - used
         if module.size + sum(partner.size for partner in partners) <= room:
             for part in (module, *partners):
@@ -136,22 +143,16 @@ def _in_order(max_memory: Mapping[Device, int]) -> list[Device]:
     return [*gpus, *(["cpu"] if "cpu" in max_memory else []), "disk"]
 
 
-def _largest(modules: Sequence[Module], unsplit: Sequence[str]) -> int:
-    """Bytes of the largest piece that can't be split further."""
-    return max(
-        (
-            _largest(module.children, unsplit)
-            if module.children and module.name not in unsplit
-            else module.size
-            for module in modules
-        ),
-        default=0,
-    )
+def _largest(module: Module, unsplit: Sequence[str]) -> int:
+    """Bytes of the largest piece of it that can't be split further."""
+    if module.name in unsplit:
+        return module.size
+    return max((_largest(child, unsplit) for child in module.children), default=module.size)
 
 
 def _tied(model: Outline, module: Module, other: Module) -> bool:
     """Whether ``other`` shares a tensor with something in ``module``, and must go where it goes."""
-    return any(
+    return bool(model.tied) and any(
         any(_within(name, module.name) for name in group)
         and any(_within(name, other.name) for name in group)
         for group in model.tied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,11 +15,14 @@ REACHED_FLOPS, REACHED_BANDWIDTH = 0.6, 0.75
 MOVED_PER_WIDTH = (
     12  # bytes per element of hidden state and MLP: norms, rotary embedding, activation, sums
 )
+# Seconds of a run's steps over what their parts took, measured one by one: 1.08 to 1.24 in benchmarks/predictions.py.
+WHOLE_OVER_PARTS = 1.15
 STEP_S = 2e-4  # of Python per step: choosing rows, launching, taking tokens in
 START_S = 15.0  # from the agent's start until its ranks can load
 LOADING_S = 5.0  # of loading, beside reading
-# Bytes per second of files in memory that a thread maps, and lets go again. It goes by pages, and files have them as
-# small or large as they came into memory: 14e9 was seen of one just saved, and 115e9 of the same file read from a disk.
+# Bytes per second of files in memory that a thread maps, and lets go again. It goes by pages, which are as large as
+# they came into memory: `launcher bench machine` measures them as read from a disk; of a file just saved, whose pages
+# are small, a tenth of that was seen.
 MAPPED = 20e9
 
 
@@ -46,6 +48,8 @@ class Rates:
     mapped: float = MAPPED
     host_link: float = 20e9  # bytes per second between a GPU and its host
     threads: int = 1
+    pass_s: float = 0.0  # of a pass through some layers
+    row_s: float = 0.0  # of a layer, per row that decodes
     step_s: float = STEP_S
     start_s: float = START_S
     loading_s: float = LOADING_S
@@ -66,26 +70,25 @@ class Rates:
         """These with what was measured in their place; the network between nodes was not."""
         costs = speed.costs[dtype]
         near = (speed.device == "cpu") == (profile.backend == "gloo")
-        return Rates(
+        return replace(
+            self,
             source=f"measured on {profile.host}",
             flops=max(costs.matmul.values()),
             bandwidth=speed.memory,
             layer_s=costs.layer_s,
+            pass_s=costs.pass_s,
+            row_s=costs.row_s,
+            costs=costs,
             link=profile.link if near else self.link,
-            far_link=self.far_link,
             all_reduce=profile.all_reduce if near else self.all_reduce,
-            far_all_reduce=self.far_all_reduce,
             gather=profile.gather if near else self.gather,
-            far_gather=self.far_gather,
             disk=profile.disk,
             cached=profile.cached,
-            mapped=self.mapped,
+            mapped=profile.mapped,
             threads=speed.threads,
             step_s=profile.step_s,
             start_s=profile.start_s,
             loading_s=profile.loading_s,
-            overlaps=self.overlaps,
-            costs=costs,
         )
 
     @cached_property
@@ -102,14 +105,14 @@ class Rates:
         if self.costs is None:
             reading, computing = size / self.bandwidth, 2 * elements * rows / self.flops
             return max(reading, computing) if self.overlaps else reading + computing
-        return max(size / self.bandwidth, elements * self._per_element(rows))
+        return max(size / self.bandwidth, elements * self.costs.element_s(rows))
 
     def attend_s(self, queries: float, cache: float, positions: float, prompts: float) -> float:
         """Seconds of one layer's attention: tokens that decode see ``positions`` together, tokens of prompts
         ``prompts``. ``queries``: elements of one token's query; ``cache``: bytes of one position."""
         if self.costs is not None:
             costs = self.costs
-            return queries * (costs.decode_s * positions + costs.prefill_s * prompts)
+            return costs.decode_s * positions * cache + costs.prefill_s * prompts * queries
         # The keys of a prompt are read once per block of queries, so its attention is arithmetic.
         return positions * cache / self.bandwidth + 4 * prompts * queries / self.flops
 
@@ -118,20 +121,6 @@ class Rates:
         if self.costs is not None:
             return elements * self.costs.width_s
         return elements * MOVED_PER_WIDTH / self.bandwidth
-
-    def _per_element(self, rows: float) -> float:
-        """Seconds per element of a matrix, between and beyond the numbers of rows that were measured."""
-        assert self.costs is not None
-        points = sorted(self.costs.matmul.items())
-        seconds = [2 * many / rate for many, rate in points]
-        place = bisect_left(points, (rows, 0.0))
-        if place == 0:
-            return seconds[0]
-        if place == len(points):
-            return seconds[-1] * rows / points[-1][0]
-        (low, _), (high, _) = points[place - 1], points[place]
-        share = (rows - low) / (high - low)
-        return seconds[place - 1] * (1 - share) + seconds[place] * share
 
 
 def _on_paper(gpu: GpuProfile | None, dtype: str) -> Rates:

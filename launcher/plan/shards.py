@@ -67,6 +67,15 @@ class Shards:
             cached_per_layer=dims.cached_per_layer // self.count,
         )
 
+    def gathered(self, dims: Dims) -> list[int]:
+        """Widths of what the ranks put together in each layer; ``dims`` are the whole model's."""
+        if self.count == 1 or not self.all_heads:
+            return []
+        projections = [
+            heads * dims.head_dim for heads in (dims.heads, dims.kv_heads, dims.kv_heads)
+        ]
+        return [sum(projections), 2 * dims.mlp_width] if self.all_outputs else projections
+
     def notes(self, dims: Dims) -> list[str]:
         """What a person should know of how the heads are shared."""
         if self.count == 1 or not self.all_heads:

@@ -164,22 +164,24 @@ class Drafting:
 
     def _stages(self, counts: Sequence[int]) -> list[StageCost]:
         rates, part, layers = self.subject.rates, self._computed, self.subject.part.outline.layers
-        count = self.subject.shards.count
+        shards, model = self.subject.shards, self.subject.model
+        gathered = tuple(width * model.width for width in shards.gathered(model.dims))
         lines = (
             (rates.far_all_reduce, rates.far_gather)
             if self.torn
             else (rates.all_reduce, rates.gather)
         )
-        return [
-            StageCost.of(
+        found: list[StageCost] = []
+        for first, last in spans(counts):
+            cost = StageCost.of(
                 part,
                 layers[first : last + 1],
                 rates,
                 has_head=last + 1 == len(layers),
-                exchange=Exchange(count, *lines) if count > 1 else None,
+                exchange=Exchange(shards.count, *lines, gathered) if shards.count > 1 else None,
             )
-            for first, last in spans(counts)
-        ]
+            found.append(next((other for other in found if other == cost), cost))
+        return found
 
     def _links(self, costs: Sequence[StageCost]) -> list[Callable[[Load], float]]:
         if len(costs) == 1:

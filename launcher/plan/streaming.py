@@ -6,7 +6,7 @@ each layer, and writes and reads the caches of groups that are spilled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from launcher.plan.cost import StageCost
@@ -204,7 +204,8 @@ class Draft:
             (layers[self.layers :], read, False),
             ([], kept if self.head else read, True),
         )
-        return [StageCost.of(subject.model, some, at, head) for some, at, head in parts]
+        costs = [StageCost.of(subject.model, some, at, head) for some, at, head in parts]
+        return [replace(cost, passes=cost.layers) for cost in costs]
 
     def streaming(self) -> Streaming | None:
         if self.buffers is None:

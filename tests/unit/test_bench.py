@@ -15,7 +15,15 @@ from launcher.errors import RunFailed, UsageError
 from launcher.plan import measured
 from launcher.plan.measured import Costs, Line, MachineProfile, Speed
 
-COSTS = Costs(matmul={1: 1e9, 64: 3e10}, layer_s=1e-4, width_s=1e-9, decode_s=1e-9, prefill_s=1e-9)
+COSTS = Costs(
+    matmul={1: 1e9, 64: 3e10},
+    pass_s=1e-4,
+    layer_s=1e-4,
+    row_s=1e-6,
+    width_s=1e-9,
+    decode_s=1e-9,
+    prefill_s=1e-9,
+)
 
 
 def profile(**changes: object) -> MachineProfile:
@@ -39,6 +47,7 @@ def profile(**changes: object) -> MachineProfile:
         "gather": line,
         "disk": 2e9,
         "cached": 5e9,
+        "mapped": 50e9,
     }
     return MachineProfile.model_validate(fields | changes)
 
@@ -88,9 +97,10 @@ def test_fit_finds_the_factors_and_none_below_zero() -> None:
 
 
 def test_storage_is_read_and_nothing_stays(tmp_path: Path) -> None:
-    storage, memory = read_rates(tmp_path, size=16 << 20)
+    storage, memory, mapped = read_rates(tmp_path, size=16 << 20)
     assert storage > 0
     assert memory > 0
+    assert mapped > 0
     assert not list(tmp_path.glob(".launcher*"))
 
 
@@ -103,15 +113,19 @@ def test_products_are_counted_for_every_number_of_rows(monkeypatch: pytest.Monke
 
 def test_rank_that_fails_is_told_and_none_is_left() -> None:
     with pytest.raises(RunFailed, match=r"rank [01] of 2 failed"):
-        machine._world("cuda" if not torch.cuda.is_available() else "tpu", 2, 1)
+        machine._world("cuda" if not torch.cuda.is_available() else "tpu", 2, 1, ["float32"])
 
 
 @pytest.mark.slow
 def test_two_ranks_measure_together() -> None:
-    said = machine._world("cpu", 2, 1)
+    said = machine._world("cpu", 2, 1, ["bfloat16"])
     speed = Speed.model_validate(said["speed"])
     assert speed.ranks == 2
-    assert set(speed.costs) == {"float32", "bfloat16"}
-    assert all(costs.layer_s > 0 for costs in speed.costs.values())
+    assert set(speed.costs) == {"bfloat16"}
+    # Which of its factors a noisy machine leaves at 0 is open.
+    factors = [
+        costs.model_dump(exclude={"matmul", "unpacked"}).values() for costs in speed.costs.values()
+    ]
+    assert all(min(each) >= 0 and max(each) > 0 for each in factors)
     assert Line.model_validate(said["link"]).bytes_per_s > 1e6
     assert Line.model_validate(said["all_reduce"]).latency_s > 0

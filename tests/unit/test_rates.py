@@ -14,7 +14,8 @@ from launcher.plan.measured import Costs, Line, MachineProfile, Speed
 from launcher.plan.memory import Model
 from launcher.plan.outline import Module
 from launcher.plan.plan import Batch
-from launcher.plan.rates import REACHED_BANDWIDTH, REACHED_FLOPS, Rates
+from launcher.plan.rates import REACHED_BANDWIDTH, REACHED_FLOPS, WHOLE_OVER_PARTS, Rates
+from launcher.plan.shards import Shards
 from launcher.plan.workload import Workload
 
 A100 = gpu_profiles()["A100-80GB"]
@@ -22,7 +23,9 @@ GPUS = Machines("cuda", 1, 4, A100, 2**38)
 CPUS = Machines("cpu", 1, 0, None, 2**36)
 COSTS = Costs(
     matmul={1: 1e10, 10: 5e10, 100: 1e11},
+    pass_s=1e-3,
     layer_s=1e-3,
+    row_s=1e-5,
     width_s=1e-9,
     decode_s=2e-10,
     prefill_s=1e-10,
@@ -48,6 +51,7 @@ PROFILE = MachineProfile(
     gather=Line(latency_s=3e-5, bytes_per_s=1e9),
     disk=5e8,
     cached=5e9,
+    mapped=50e9,
 )
 
 
@@ -117,6 +121,30 @@ def test_ranks_that_share_layers_exchange_hidden_states_twice_per_layer() -> Non
     assert cost(load)[1] == pytest.approx(2 * 10 * (1e-3 + 8 * 8192 * 2 / 1e9))
     assert cost.link_s(load, line, last=False) == pytest.approx(1e-3 + 8 * 8192 * 2 / 1e9)
     assert cost.link_s(load, line, last=True) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_ranks_that_cannot_share_the_heads_put_their_projections_together_too() -> None:
+    model, rates = model_of(), Rates.of(GPUS, "bfloat16")
+    layers: list[Module] = model.outline.layers[:10]
+    dims, config = model.dims, {"model_type": "llama"}
+    shared, whole = (Shards.of(config, dims, count).gathered(dims) for count in (8, 3))
+    assert shared == []
+    assert whole == [8192, 1024, 1024]
+    assert Shards.of({"model_type": "phi3"}, dims, 2).gathered(dims) == [10240, 2 * 28672]
+    sums, gather = Line(latency_s=1e-3, bytes_per_s=1e9), Line(latency_s=2e-3, bytes_per_s=1e9)
+    exchange = Exchange(3, sums, gather, tuple(2 * width for width in whole))
+    load = Load(rows=8, decoding=8, positions=800, fed=0, seen=0)
+    plain = StageCost.of(model, layers, rates, exchange=Exchange(3, sums, gather))(load)[1]
+    gathered = StageCost.of(model, layers, rates, exchange=exchange)(load)[1] - plain
+    assert gathered == pytest.approx(10 * (3 * 2e-3 + 8 * 2 * 10240 / 1e9))
+
+
+def test_a_layer_by_itself_takes_a_pass_of_its_own() -> None:
+    model, rates = model_of(), Rates.of(replace(CPUS, profile=PROFILE), "float32")
+    load = Load(rows=8, decoding=8, positions=800, fed=0, seen=0)
+    cost = StageCost.of(model, model.outline.layers[:10], rates)
+    each = replace(cost, passes=10)(load)[0] - cost(load)[0]
+    assert each == pytest.approx(9 * COSTS.pass_s * WHOLE_OVER_PARTS)
 
 
 def test_usual_load_brings_as_many_prompts_as_rows_end() -> None:

@@ -1,4 +1,4 @@
-"""SharedSum with real ranks: the same sums on all of them, tensors of any size, and a rank that ends."""
+"""SharedExchange with real ranks: the same sums and gathered tensors on all of them, of any size, and a rank that ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def part(rank: int, size: int, dtype: torch.dtype) -> torch.Tensor:
 def work(rank: int, port: int, results: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, RANKS, b"key", 60.0)
+    gang = Gang.join(rank, RANKS, b"key", 240.0)
     group = TensorGroup.join(gang, RANKS)
     assert group.shared is not None
     found = [
@@ -36,6 +36,7 @@ def work(rank: int, port: int, results: Any) -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for size in SIZES * 3
     ]
+    found += [group.put_together(part(rank, size, torch.float32), RANKS * size) for size in SIZES]
     results.put((rank, [tensor.float().numpy() for tensor in found]))
     if rank == 2:
         return
@@ -55,7 +56,7 @@ def test_all_ranks_get_the_same_sums_and_hear_of_one_that_ends() -> None:
         process.start()
     told: dict[int, list[Any]] = {rank: [] for rank in range(RANKS)}
     for _ in range(RANKS + 2):
-        rank, found = results.get(timeout=120)
+        rank, found = results.get(timeout=300)
         told[rank].append(found)
     for process in ranks:
         process.join()
@@ -68,6 +69,10 @@ def test_all_ranks_get_the_same_sums_and_hear_of_one_that_ends() -> None:
             tolerance = 1e-5 if dtype is torch.float32 else 5e-2
             torch.testing.assert_close(sums[0].double(), expected, atol=tolerance, rtol=tolerance)
             number += 1
+    for size in SIZES:
+        whole = torch.cat([part(rank, size, torch.float32) for rank in range(RANKS)])
+        assert all(torch.equal(torch.from_numpy(told[r][0][number]), whole) for r in range(RANKS))
+        number += 1
     for rank in (0, 1):
         assert "rank 2" in told[rank][1]
     assert set(Path("/dev/shm").glob("launcher-*")) == before
@@ -78,11 +83,11 @@ def test_places_are_free_again_only_when_all_have_read_them() -> None:
     import socket
     import threading
 
-    from launcher.model.shared import SharedSum
+    from launcher.model.shared import SharedExchange
 
     memory = torch.zeros(2, 2, ROOM, dtype=torch.uint8)
     ends = socket.socketpair()
-    sums = [SharedSum(memory, index, [ends[index]]) for index in (0, 1)]
+    sums = [SharedExchange(memory, index, [ends[index]]) for index in (0, 1)]
     wrong = []
 
     def go(index: int) -> None:
