@@ -29,10 +29,10 @@ soak: $(VENV)/.ready            ## an hour of random specs and faults; from a pr
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py
 
 slurm-packages:                 ## Debian's Slurm, for the dev cluster; says so and goes on where it can't
-	bash slurm/devcluster/install.sh
+	sh tests/install.sh slurm
 
 browser:                        ## Debian's Chromium, for the tests of the report; says so and goes on where it can't
-	sh tests/browser/install.sh
+	sh tests/install.sh browser
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

@@ -20,36 +20,50 @@ from launcher.plan.plan import Plan
 from launcher.report import logs
 from launcher.report.html import write_report
 from launcher.run import Run as RunDirectory
+from launcher.runtime import coordinator
 from launcher.state import RunState
 
 Spec = str | Path | JobSpec
 
 
-def plan_job(spec: Spec, overrides: Sequence[str] = (), *, here: bool = False) -> Plan:
+def plan_job(
+    spec: Spec, overrides: Sequence[str] = (), *, here: bool = False, verify: bool = False
+) -> Plan:
     """`launcher plan`: whether a job fits and what sits where, with the sbatch script unless it is for this machine
     (``here``). Starts and writes nothing.
 
     ``spec`` is a file, or a JobSpec, whose relative paths begin at the working directory; ``overrides`` are
-    ``key=value`` as on the command line. Raises SpecError, UsageError, PreflightError.
+    ``key=value`` as on the command line; ``verify`` compares the weights with their recorded sha256
+    (`--verify-weights`). Raises SpecError, UsageError, PreflightError.
     """
-    planned = _planned(spec, overrides, here=here, fetch=False)
+    planned = _planned(spec, overrides, here=here, verify=verify, fetch=False)
     return planned.plan if here else prepare.with_script(planned, None).plan
 
 
-def submit(spec: Spec, overrides: Sequence[str] = (), *, run_dir: Path | str | None = None) -> Run:
+def submit(
+    spec: Spec,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: Path | str | None = None,
+    verify: bool = False,
+) -> Run:
     """`launcher submit`: send a job to Slurm; returns at once. Raises as ``plan_job``, DoesNotFit, SlurmRefused."""
-    planned = _planned(spec, overrides, here=False)
+    planned = _planned(spec, overrides, here=False, verify=verify)
     made = prepare.create_run(planned, None if run_dir is None else Path(run_dir))
     control.start_on_slurm(made)
     return Run(made.path)
 
 
 def run_here(
-    spec: Spec, overrides: Sequence[str] = (), *, run_dir: Path | str | None = None
+    spec: Spec,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: Path | str | None = None,
+    verify: bool = False,
 ) -> Run:
     """`launcher run`: run a job on this machine; returns when it is complete, with failed rows in ``Run.errors``.
     An interrupt (^C) stops it after the current step. Raises as ``plan_job``, DoesNotFit, RunFailed."""
-    planned = _planned(spec, overrides, here=True)
+    planned = _planned(spec, overrides, here=True, verify=verify)
     made = prepare.create_run(planned, None if run_dir is None else Path(run_dir))
     return _foreground(Run(made.path))
 
@@ -92,11 +106,14 @@ class Run:
 
     def resume(self) -> Run:
         """`launcher resume`: go on where it was started. On Slurm this returns at once, here when the run is complete.
-        Raises Busy if somebody is at it, SlurmRefused, RunFailed."""
+        Results of a complete run that were removed are gathered again. Raises Busy if somebody is at it, SlurmRefused,
+        RunFailed."""
         scheduler = control.scheduler_to_resume(self.directory)
-        if scheduler == "local":
+        if scheduler is None:
+            coordinator.restore(self.directory)
+        elif scheduler == "local":
             return _foreground(self)
-        if scheduler is not None:
+        else:
             control.start_on_slurm(self.directory)
         return self
 
@@ -115,7 +132,7 @@ class Run:
 
     def plan(self) -> Plan:
         """The plan that it was made with."""
-        return Plan.model_validate(read_json(self.directory.plan))
+        return Plan.read(self.directory.plan)
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json of a complete run: what was measured, beside what was predicted; None before."""
@@ -140,10 +157,12 @@ class Run:
 
 
 def _planned(
-    spec: Spec, overrides: Sequence[str], *, here: bool, fetch: bool = True
+    spec: Spec, overrides: Sequence[str], *, here: bool, verify: bool, fetch: bool = True
 ) -> prepare.Planned:
     given = loaded_from(spec, overrides) if isinstance(spec, JobSpec) else Path(spec)
-    return prepare.plan_job(given, overrides, here=here, say=lambda _: None, fetch=fetch)
+    return prepare.plan_job(
+        given, overrides, here=here, say=lambda _: None, fetch=fetch, verify=verify
+    )
 
 
 def _foreground(run: Run) -> Run:

@@ -22,7 +22,7 @@ CANCEL_POLL_S = 0.2
 def start_on_slurm(run: Run) -> list[str]:
     """Queue the run's worlds; the job ids. Raises SlurmRefused."""
     _take_start(run)
-    plan = Plan.model_validate(read_json(run.plan))
+    plan = Plan.read(run.plan)
     return slurm.submit(run, load_resolved(run.job), plan)
 
 
@@ -59,7 +59,7 @@ def scheduler_to_resume(run: Run) -> str | None:
     """Where the run goes on; None if it is complete."""
     if run.manifest.exists():
         return None
-    planned = "slurm" if read_json(run.plan)["script"] else "local"
+    planned = "slurm" if Plan.read(run.plan).script else "local"
     return str((read_json(run.jobs) or {"scheduler": planned})["scheduler"])
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What the status of a command says; docs/reference/errors.md lists them beside the errors.
+EXIT_CODES = {
+    0: "all went well",
+    1: "rows failed (errors.jsonl says why), `verify` found something, or the system refused something",
+    2: "the spec or the command line is wrong; nothing was started",
+    3: "the plan does not fit, something that a run needs is missing, or `doctor` found a problem; nothing was started",
+    4: "Slurm refused",
+    75: "the run is not complete: `launcher resume` goes on; or somebody else is at it: try again later",
+    130: "interrupted (^C): what was running here was stopped in order; `launcher resume` goes on",
+}
+
 
 class LauncherError(Exception):
-    """Base of every error the program reports without a traceback.
+    """Base of every error that is told without a traceback; what has no class of its own.
 
     ``what`` is one sentence; ``where`` names a place (file:line:column, rank and host, a path);
     ``cause`` is the likely cause; ``fix`` is what to do or run next. ``exit_code`` is the status
@@ -123,6 +134,10 @@ class Busy(LauncherError):
     """The run is already running, or somebody else is at it."""
 
     exit_code = 75
+
+
+class Superseded(Busy):
+    """A later attempt has taken over: this one's processes end, and touch nothing."""
 
 
 class RunFailed(LauncherError):

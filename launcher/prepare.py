@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from launcher.errors import DoesNotFit, LauncherError, PreflightError, SpecError
 from launcher.hub import resolve as hub
 from launcher.input import prompts
 from launcher.input.tokens import bytes_per_token
+from launcher.job import accelerate
 from launcher.job.load import LoadedSpec, dump_spec, load_spec
 from launcher.job.spec import JobSpec
-from launcher.plan import accelerate, choose
+from launcher.plan import choose
 from launcher.plan.checkpoint import Checkpoint
-from launcher.plan.machines import Machines, resolve_machines
+from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
+from launcher.plan.possible import machines_for
 from launcher.plan.script import plan_script, ranks_per_node
 from launcher.plan.sums import verify_weights
 from launcher.records import Demand
@@ -27,7 +30,6 @@ from launcher.run import Run, check_path, publish
 from launcher.schedulers import slurm
 
 SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
-LEAST_S = 60  # of a job before it is told to stop
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -60,14 +62,13 @@ def plan_job(
     ``fetch``: download a hub model that is not here; ``verify``: compare the weights with their recorded sha256. Raises SpecError, UsageError, PreflightError.
     """
     loaded = spec if isinstance(spec, LoadedSpec) else load_spec(spec, overrides)
-    _check_time(loaded)
+    machines = machines_for(loaded, here)
+    _check_wandb(loaded)
     if loaded.spec.script is not None:
-        return _plan_script(loaded, here)
-    _supported(loaded)
+        return _plan_script(loaded, machines, here)
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
     asked = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
-    machines = resolve_machines(asked, here=here)
     demand = prompts.scan(asked, SCAN_BYTES)
     chosen, plan = _place(loaded, asked, checkpoint, machines, demand)
     verified = _verify(checkpoint, say) if verify else None
@@ -85,45 +86,27 @@ def _verify(checkpoint: Checkpoint, say: Callable[[str], None]) -> dict[str, dic
     return verify_weights(checkpoint.path, files, say)
 
 
-def _plan_script(loaded: LoadedSpec, here: bool) -> Planned:
+def _plan_script(loaded: LoadedSpec, machines: Machines, here: bool) -> Planned:
     """Of task script. The options of accelerate are those of the one that is installed here."""
     spec = loaded.spec
-    chosen = loaded.check_section("accelerate", accelerate.schema(), spec.accelerate)
-    machines = resolve_machines(spec, here=here)
+    chosen = accelerate.schema().model_validate(spec.accelerate)
     ranks = ranks_per_node(spec, machines) * machines.nodes
     plan = plan_script(spec, machines, accelerate.config(chosen, ranks))
     return Planned(loaded, spec, spec, None, machines, here, plan)
 
 
-def _check_time(loaded: LoadedSpec) -> None:
-    """Raises UsageError for a job that would be told to stop as soon as it starts."""
-    spec = loaded.spec
-    minutes = spec.slurm.time_minutes
-    if minutes is not None and minutes * 60 < spec.slurm.signal_delay + LEAST_S:
-        raise UsageError(
-            f"a job of {minutes} min is told to stop {spec.slurm.signal_delay:.0f} s before its end, before it "
-            "has loaded anything",
-            where=loaded.where("slurm.time"),
-            fix="a longer slurm.time, or a shorter slurm.signal_delay",
-        )
-
-
-def _supported(loaded: LoadedSpec) -> None:
-    """Raises UsageError for what the spec may say and this version can't do."""
-    spec = loaded.spec
-    if spec.model.attention == "flash_attention_2":
-        raise UsageError(
-            "flash_attention_2 is not supported yet",
-            where=loaded.where("model.attention"),
-            fix="attention: sdpa",
-        )
-    template = spec.input.template
-    if template not in ("auto", "none") and not Path(template).is_file():
-        raise UsageError(
-            f"there is no chat template {template}",
-            where=loaded.where("input.template"),
-            fix="auto, none, or a file relative to the spec",
-        )
+def _check_wandb(loaded: LoadedSpec) -> None:
+    """Raises PreflightError where the spec asks for W&B and it is not installed."""
+    if loaded.spec.wandb.project is None:
+        return
+    try:
+        distribution("wandb")
+    except PackageNotFoundError:
+        raise PreflightError(
+            "W&B is not installed",
+            where=loaded.where("wandb.project"),
+            fix="pip install 'launcher[wandb]', or take the section `wandb` out",
+        ) from None
 
 
 def with_script(planned: Planned, run_dir: Path | None) -> Planned:

@@ -8,8 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off. ``logprobs``: tell
-    the log-probability of each token, and those of so many likeliest ones; None tells nothing."""
+    """How one request is sampled. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off. ``logit_bias`` has
+    pairs of token and what its logit is raised by. ``logprobs``: tell the log-probability of each token, and those of so
+    many likeliest ones; None tells nothing."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -17,6 +18,9 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
 
 
@@ -113,6 +117,9 @@ class RankStatus:
     phase_since: float = 0.0
     updated: float = 0.0
     steps: int = 0
+    blocks: int = (
+        0  # of a streamed model: that a step has gone through, a sign of life within long steps
+    )
     rows_done: int = 0
     rows_failed: int = 0
     prompt_tokens: int = 0

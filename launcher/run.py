@@ -217,13 +217,10 @@ class Run:
 
     def list_attempts(self, world: int | None = None) -> list[Attempt]:
         """Attempts in order of world and number."""
-        found = [
-            Attempt.parse(entry.name) for entry in self.attempts.glob("w*-a*") if entry.is_dir()
-        ]
-        return sorted(
-            (a for a in found if world is None or a.world == world),
-            key=lambda a: (a.world, a.number),
-        )
+        names = "w*-a*" if world is None else f"w{world:04d}-a*"
+        entries = (entry for entry in self.attempts.glob(names) if entry.is_dir())
+        found = (Attempt.parse(entry.name) for entry in entries)
+        return sorted(found, key=lambda a: (a.world, a.number))
 
     def node(self, attempt: Attempt, node: int) -> Path:
         """How the agent of a node is doing; rewritten by it about once a second."""
@@ -247,8 +244,11 @@ class Run:
     def list_progress(self, attempt: Attempt) -> list[Path]:
         return sorted((self.path / "status").glob(f"{attempt.name}-r*.steps"))
 
-    def statuses(self, attempt: Attempt) -> list[Path]:
-        return sorted((self.path / "status").glob(f"{attempt.name}-r*.json"))
+    def statuses(self, *attempts: Attempt) -> list[Path]:
+        """Of the ranks of these attempts; one listing for all of them."""
+        names = {attempt.name for attempt in attempts}
+        found = (self.path / "status").glob("w*-r*.json")
+        return sorted(path for path in found if path.name.rpartition("-")[0] in names)
 
     def log(self, attempt: Attempt, who: str) -> Path:
         """``who`` is ``rank-0003``, ``launch-0001`` (a node's `accelerate launch`)."""
@@ -257,6 +257,10 @@ class Run:
     def agent_log(self, world: int, node: int) -> Path:
         """The agent's own words, over all attempts of its world."""
         return self.path / "logs" / f"agent-w{world:04d}-n{node:04d}.log"
+
+    def tracker_log(self, world: int) -> Path:
+        """What the process said that tells W&B of the run."""
+        return self.path / "logs" / f"wandb-w{world:04d}.log"
 
     def list_logs(self, rank: int | None = None) -> list[Path]:
         """Logs of ranks, launches, agents and batch jobs, or those of one rank over all attempts."""

@@ -13,7 +13,7 @@ from typing import Any
 from launcher import ledger
 from launcher.errors import LauncherError
 from launcher.records import Attempt
-from launcher.report.sofar import stragglers
+from launcher.report.sofar import FRESH_S, stragglers
 from launcher.run import Run, read_json
 from launcher.runtime import process
 from launcher.schedulers import local, slurm
@@ -23,7 +23,6 @@ NOTHING: Known = MappingProxyType({})
 SCHEDULERS = {"local": local, "slurm": slurm}
 UNREADABLE = (LauncherError, OSError, ValueError, LookupError, TypeError)  # of a broken run
 SUBMITTING_S = 120.0  # that long somebody may be inside sbatch
-FRESH_S = 30.0  # a rank writes its status twice a second; a shared filesystem may show it late
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,14 @@ def stand(run: Run, known: Known = NOTHING) -> Standing:
     attempts = [_attempt(run, attempt) for attempt in run.list_attempts()]
     latest = {entry["world"]: entry for entry in attempts}
     live = [entry for entry in latest.values() if entry["outcome"] is None]
-    ranks = [status for entry in live for status in _ranks(run, entry["name"])]
+    ranks = _ranks(run, [entry["name"] for entry in live])
     complete = run.manifest.exists()
     jobs = {} if complete else _job_states(given, known)
+    for entry in attempts:
+        newer = latest[entry["world"]] is not entry
+        entry["state"] = entry["outcome"] or (
+            "superseded" if newer else _whether(entry, given, jobs)
+        )
     ended = [entry["error"] for entry in latest.values() if entry["error"]]
     if complete:
         word = "complete"
@@ -77,6 +81,8 @@ def stand(run: Run, known: Known = NOTHING) -> Standing:
     else:
         word = _word(given, jobs, live, ended, ranks)
     failure = ended[-1] if ended and not complete else None
+    states = {entry["name"]: entry["state"] for entry in live}
+    ranks = [_as_known(rank, states[rank["attempt"]], time.time()) for rank in ranks]
     return Standing(word, given.get("scheduler"), jobs, attempts, ranks, failure)
 
 
@@ -187,9 +193,30 @@ def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _ranks(run: Run, attempt: str) -> list[dict[str, Any]]:
-    statuses = [read_json(path) for path in run.statuses(Attempt.parse(attempt))]
+def _ranks(run: Run, attempts: list[str]) -> list[dict[str, Any]]:
+    statuses = map(read_json, run.statuses(*map(Attempt.parse, attempts)))
     return [status for status in statuses if status]
+
+
+def _whether(entry: dict[str, Any], given: dict[str, Any], jobs: dict[str, str]) -> str:
+    """Whether an attempt that has not ended and is its world's latest goes on, by its job: running | gone | unknown."""
+    if not jobs:
+        return "unknown"
+    if given["scheduler"] == "local":
+        (word,) = set(jobs.values())
+    else:
+        word = jobs.get(entry["job_id"], "gone")
+    return "gone" if word == "pending" else word  # it will start again, and nothing of it runs
+
+
+def _as_known(rank: dict[str, Any], attempt: str, now: float) -> dict[str, Any]:
+    """A rank with what is known of it instead of what it said last: ``phase`` is ``gone`` where its job is, and ``unknown``
+    where nobody can be asked and it is silent; ``last_phase`` is its own word, ``heard_s`` how long ago that was."""
+    said, heard_s = rank["phase"], max(0.0, now - rank["updated"])
+    phase = said
+    if said != "finished" and (attempt == "gone" or (attempt == "unknown" and heard_s > FRESH_S)):
+        phase = attempt
+    return {**rank, "phase": phase, "last_phase": said, "heard_s": heard_s}
 
 
 def _job_states(given: dict[str, Any], known: Known) -> dict[str, str]:

@@ -14,6 +14,9 @@ from typing import Any
 import yaml
 from adder import adder_path, prompt_rows
 
+# What hangs is told after this; what does not is never held to it, on however slow and busy a machine.
+PATIENCE_S = 300.0
+
 
 def write_job(folder: Path, rows: int | Sequence[dict[str, Any]] = 40, **sections: Any) -> Path:
     """A spec in ``folder`` with its prompts beside it; ``sections`` are merged into it, one level deep."""
@@ -29,7 +32,7 @@ def write_job(folder: Path, rows: int | Sequence[dict[str, Any]] = 40, **section
         "input": {"path": "prompts.jsonl"},
         "generation": {"max_new_tokens": 8},
         "resources": {"device": "cpu"},
-        "limits": {"join": "120s", "step": "60s", "stall": "60s", "drain": "20s"},
+        "limits": {"join": "240s", "step": "240s", "stall": "240s", "drain": "120s"},
     }
     for name, section in sections.items():
         spec[name] = {**spec.get(name, {}), **section} if isinstance(section, dict) else section
@@ -38,11 +41,16 @@ def write_job(folder: Path, rows: int | Sequence[dict[str, Any]] = 40, **section
     return path
 
 
+SEVEN = "29"  # the token of 7
+
+
 def mixed_rows(count: int) -> list[dict[str, Any]]:
-    """Sums, every fourth of them sampled rather than taken greedily."""
+    """Sums, every fourth of them sampled rather than taken greedily, and every fourth with changed logits."""
     found = prompt_rows(count)
     for number in range(0, count, 4):
         found[number] |= {"temperature": 1.5, "top_p": 0.9, "seed": number}
+    for number in range(1, count, 4):
+        found[number] |= {"frequency_penalty": 2, "presence_penalty": 1, "logit_bias": {SEVEN: 25}}
     return found
 
 
@@ -63,7 +71,7 @@ def launcher(
         text=True,
         env={**os.environ, **(env or {})},
         cwd=cwd,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -88,7 +96,7 @@ def texts(run: Path) -> dict[str, str]:
     return {row["id"]: row["text"] for row in rows}
 
 
-def wait_for(what: Callable[[], Any], patience_s: float = 120.0) -> Any:
+def wait_for(what: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     """The first truthy answer of ``what``."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:

@@ -1,6 +1,7 @@
-"""Pipelines without a model: real gloo ranks, the real engine and links, stages that sleep for a known time.
+"""Pipelines without a model: real gloo ranks, the real engine and links, stages whose steps take a known time.
 
-What a schedule must reach is then arithmetic, and so are the tokens: every stage adds one.
+What a schedule must reach is then arithmetic, and so are the tokens: every stage adds one. The time is slept, or it only
+passes on a `SharedClock`: then what is measured is exact, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -8,17 +9,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from launcher.engine.engine import Engine
 from launcher.engine.text import Text
+from launcher.measure import spans
 from launcher.measure.bubble import SHARES, account, shares
 from launcher.measure.spans import Recorder, clock
 from launcher.measure.timeline import read_timelines
+from launcher.model import link
 from launcher.model.gang import Gang
 from launcher.model.message import Form
 from launcher.model.pipeline import Chain, PipelineStepModel, ServingStage
@@ -57,14 +62,12 @@ class Case:
         last = groups - 1 if groups < stages else stages - 1
         return self.steps * groups / (self.steps * max(groups, stages) + last)
 
-    def slower(self, factor: int) -> Case:
-        """Stages that take longer, and fewer steps of them."""
-        seconds = tuple(factor * each for each in self.seconds)
-        return replace(self, seconds=seconds, steps=max(4, self.steps * 2 // (factor + 1)))
 
-
-def run_cases(cases: Sequence[Case], folder: Path) -> list[list[dict[str, float]]]:
-    """For every case the shares of each stage; ranks are started once, cases run one after the other.
+def run_cases(
+    cases: Sequence[Case], folder: Path, asleep: bool = True
+) -> list[list[dict[str, float]]]:
+    """For every case the shares of each stage; ranks are started once, cases run one after the other. Stages sleep,
+    or are not ``asleep`` while their time passes.
 
     Raises AssertionError if a rank failed or tokens were wrong.
     """
@@ -72,7 +75,7 @@ def run_cases(cases: Sequence[Case], folder: Path) -> list[list[dict[str, float]
     size, port = max(len(case.seconds) for case in cases), free_port("127.0.0.1")
     context = multiprocessing.get_context("spawn")
     ranks = [
-        context.Process(target=_rank, args=(rank, size, port, cases, folder))
+        context.Process(target=_rank, args=(rank, port, cases, folder, asleep))
         for rank in range(size)
     ]
     for process in ranks:
@@ -93,24 +96,63 @@ def _shares(folder: Path, number: int, stages: int) -> list[dict[str, float]]:
     return [shares(accounts[stage, stage]) for stage in range(stages)]
 
 
-def _rank(rank: int, size: int, port: int, cases: Sequence[Case], folder: Path) -> None:
+class SharedClock:
+    """Stands in a rank in the place of the module `time`: it goes on by what its stage's steps take, and to when a
+    message was sent as soon as that arrives."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    time = perf_counter
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def install(self) -> None:
+        post = link.Peer.post
+        spans.time = link.time = self  # type: ignore[assignment]
+        link.Peer.post = lambda peer, data: _Arrival(self, data, post(peer, data))  # type: ignore[method-assign]
+
+
+@dataclass
+class _Arrival:
+    """What a receive returns: to wait for it takes until the message was sent."""
+
+    clock: SharedClock
+    data: torch.Tensor
+    work: Any
+
+    def wait(self, patience: timedelta) -> None:
+        self.work.wait(patience)
+        self.clock.now = max(self.clock.now, int(self.data[0]) / 1e6)
+
+
+def _rank(rank: int, port: int, cases: Sequence[Case], folder: Path, asleep: bool) -> None:
+    size = max(len(case.seconds) for case in cases)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, size, b"key", 60.0)
+    gang = Gang.join(rank, size, b"key", 240.0)
+    now: Any = time
+    if not asleep:
+        now, gang = SharedClock(), replace(gang, clock_offset=0.0)
+        now.install()
     for number, case in enumerate(cases):
         if rank < len(case.seconds):
             header = {"rank": rank, "replica": 0, "host": "h", "attempt": "w0000-a0001"}
             header["clock"] = clock(gang.clock_offset)
             with Recorder(folder / f"{number}-{rank}", header) as recorder:
-                _run(case, gang, recorder)
+                launched = None if asleep else folder / f"{number}-launched"
+                _run(case, gang, recorder, Runner(case, rank, now.sleep, launched))
     gang.leave()
 
 
-def _run(case: Case, gang: Gang, recorder: Recorder) -> None:
+def _run(case: Case, gang: Gang, recorder: Recorder, runner: Runner) -> None:
     batch = Batch(groups=case.groups, slots=SLOTS, max_length=512, prefill_chunk=64)
     stages = len(case.seconds)
     chain = Chain(gang, list(range(stages)), batch, Form(1, torch.float32))
-    runner = SleepingRunner(case.seconds[gang.rank], chain.last)
     if gang.rank:
         ServingStage(runner, chain, recorder).serve()
         return
@@ -155,17 +197,30 @@ class NumberText(Text):
         return " ".join(map(str, tokens))
 
 
-class SleepingRunner:
-    """A stage that takes ``seconds`` per step and adds one to what it is given."""
+class Runner:
+    """A stage whose steps take their time, by ``sleep``, and add one to what it is given.
+
+    With ``launched`` no stage but the first begins before that one has launched a step of every group, and so created
+    this file: a launch that waited for the stages behind would wait for ever.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, seconds: float, last: bool) -> None:
-        self._seconds, self._last = seconds, last
+    def __init__(
+        self, case: Case, stage: int, sleep: Callable[[float], None], launched: Path | None
+    ) -> None:
+        self._seconds, self._last = case.seconds[stage], stage == len(case.seconds) - 1
+        self._sleep, self._launched, self._groups = sleep, launched, case.groups
+        self._steps = 0
 
     def run(self, step: Step, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states (t, 1), or logits (b, VOCABULARY) with all the weight on the number reached."""
-        time.sleep(self._seconds)
+        self._sleep(self._seconds)
+        self._steps += 1
+        if self._launched and hidden is None and self._steps == self._groups:
+            self._launched.touch()
+        while self._launched and hidden is not None and not self._launched.exists():
+            time.sleep(0.001)
         if hidden is None:
             pairs = zip(step.tokens, step.counts.tolist(), strict=True)
             hidden = torch.cat([row[:count] for row, count in pairs])[:, None].float()

@@ -82,7 +82,7 @@ def run_shards(paths: Sequence[Path], degree: int, folder: Path) -> list[list[Sh
 def _rank(rank: int, degree: int, port: int, paths: list[Path], folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, degree, b"key", 60.0)
+    gang = Gang.join(rank, degree, b"key", 240.0)
     group = TensorGroup.join(gang, degree)
     for number, path in enumerate(paths):
         before = storage_bytes()

@@ -89,12 +89,15 @@ def cancel(run: RunRef = None, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: launcher resume demo-0001")
 def resume(run: RunRef = None, as_json: Json = False) -> None:
-    """Go on with a run that was stopped or failed, where it was started: here or on Slurm."""
+    """Go on with a run that was stopped or failed, where it was started: here or on Slurm. Of a complete one, gather
+    results again that were removed."""
     from launcher import control, registry
+    from launcher.runtime import coordinator
 
     found = registry.find(run)
     scheduler = control.scheduler_to_resume(found)
     if scheduler is None:
+        coordinator.restore(found)
         show_finished(found, as_json)
     elif scheduler == "local":
         foreground(found, as_json)

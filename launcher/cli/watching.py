@@ -33,6 +33,11 @@ def foreground(run: Run, as_json: bool) -> None:
 
     job, finished = control.start_here(run), ledger.Finished(run)
     interrupted = False
+    stopping = (
+        "stopping after the current step"
+        if run.has_rows
+        else "the script is asked to save and stop"
+    )
     with Progress(lambda: state.look(run, finished).as_dict(), sys.stderr, as_json) as progress:
         while job.running():
             try:
@@ -42,7 +47,7 @@ def foreground(run: Run, as_json: bool) -> None:
                 job.kill() if interrupted else job.stop()
                 interrupted = True
                 progress.note(
-                    f"stopping after the current step; ^C again stops at once\nlauncher resume {run.path} goes on"
+                    f"{stopping}; ^C again stops at once\nlauncher resume {run.path} goes on"
                 )
     if interrupted:
         raise KeyboardInterrupt

@@ -35,8 +35,8 @@ def divide(text: Text, request: Request) -> tuple[list[int], list[list[int]]]:
     if longest > text.context:
         raise RowError(
             "too_long",
-            f"prefix and continuation are {longest + 1} tokens, {text.context + 1} fit "
-            "(batch.max_length and the model's context)",
+            f"the prefix and its longest continuation have {longest + 1} tokens; of these all but the last are fed, "
+            f"and {text.context} fit (batch.max_length and the model's context)",
         )
     return prefix, continuations
 

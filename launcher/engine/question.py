@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 
 from launcher.engine.boundary import common
+from launcher.engine.told import DIGITS
 from launcher.model.step import MOST_ASKED, Scoring, Step
 from launcher.records import Request, Score
-
-DIGITS = 6  # behind the point, of log-probabilities that are written
 
 
 class Question:
@@ -189,9 +188,9 @@ class Slot:
                 self._branches.append(Branch(question, option))
 
     def give_up(self) -> list[Question]:
-        """Forget everything; returns the questions that were not answered."""
-        questions, self.questions, self.prefix = self.questions, [], []
-        self._cached = 0
+        """Forget what was computed; returns the questions that were not answered."""
+        questions, self.questions = self.questions, []
+        self._cached, self._place = 0, len(self.prefix)
         self._openings.clear()
         self._branches.clear()
         return questions

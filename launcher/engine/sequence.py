@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from launcher.engine.bias import Bias, together
 from launcher.engine.text import StopFinder, Text
 from launcher.engine.told import describe
 from launcher.input.codes import RowError
@@ -31,6 +32,7 @@ class Sequence:
         self.came = 0  # number of its group's step before which it got its slot
         self.alone = False  # its prompt shares a forward pass with no other
         self.first_token_s: float | None = None  # seconds from the start of the prefill
+        self.bias = Bias(request.sampling)
         self._told: list[
             list[float]
         ] = []  # of each token, where the row asks for log-probabilities
@@ -75,6 +77,7 @@ class Sequence:
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self._began
         self.generated.append(token)
+        self.bias.drew(token)
         self._told.append(told or [])
         if token in self._text.eos:
             return self._finish("stop", self.generated[:-1])
@@ -178,6 +181,7 @@ class Group:
             counts=counts,
             sampling=_sampling([s.request for s, _ in rows], starts + counts),
             tops=_tops([s.request for s, _ in rows]),
+            bias=together([s.bias for s, _ in rows]),
         )
 
 

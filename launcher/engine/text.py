@@ -94,7 +94,16 @@ class Text:
                 f"{self.context} fit (batch.max_length and the model's context)",
             )
         self.check_known(tokens)
+        self._check_biased(request)
         return tokens
+
+    def _check_biased(self, request: Request) -> None:
+        for token, _ in request.sampling.logit_bias:
+            if self._vocabulary is not None and token >= self._vocabulary:
+                raise RowError(
+                    "bad_sampling",
+                    f"logit_bias names token {token}, the model has {self._vocabulary} tokens",
+                )
 
     def check_known(self, tokens: list[int]) -> None:
         """Raises RowError for a token that the model has no embedding of."""

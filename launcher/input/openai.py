@@ -9,7 +9,8 @@ from launcher.input.codes import RowError, quote
 from launcher.records import Failure, Generation
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop")
+PENALTIES = ("presence_penalty", "frequency_penalty")
+SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", *PENALTIES, "logit_bias")
 MOST_TOPS = 20  # likeliest tokens that are told beside each
 # The spec's model answers whatever model is named; the others say nothing about the text.
 IGNORED = {
@@ -27,15 +28,13 @@ NEUTRAL: dict[str, Any] = {
     "best_of": 1,
     "stream": False,
     "top_logprobs": 0,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "logit_bias": {},
     "parallel_tool_calls": True,
     "functions": [],
     "suffix": "",
     "modalities": ["text"],
     "response_format": {"type": "text"},
 }
+INSTEAD = dict.fromkeys(("n", "best_of"), ": a row has one answer, repeat it with other seeds")
 
 
 def request_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +111,8 @@ def _check_neutral(key: str, value: Any) -> None:
     neutral = NEUTRAL.get(key)
     same = value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
     if value is not None and not (key in NEUTRAL and same):
-        raise RowError("unsupported_option", f"{key} = {quote(value)} is not supported")
+        instead = INSTEAD.get(key, "")
+        raise RowError("unsupported_option", f"{key} = {quote(value)} is not supported{instead}")
 
 
 def result_of(

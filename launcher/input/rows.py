@@ -148,9 +148,9 @@ def _sampling(row: dict[str, Any], defaults: GenerationSpec, index: int) -> Samp
     spec = _validated(own, defaults) if own else defaults
     # Rows without a seed of their own draw differently from each other, each the same in every run.
     seed = spec.seed if "seed" in own else (spec.seed + index) % 2**63
-    return Sampling(
-        spec.max_new_tokens, spec.temperature, spec.top_p, spec.top_k, seed, tuple(spec.stop)
-    )
+    told = {key: getattr(spec, key) for key in KEYS}
+    told |= {"seed": seed, "stop": tuple(spec.stop), "logit_bias": (*spec.logit_bias.items(),)}
+    return Sampling(**told)
 
 
 def _validated(own: dict[str, Any], defaults: GenerationSpec) -> GenerationSpec:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from launcher.errors import Problem, SpecError
-from launcher.job import tasks
+from launcher.job import accelerate, tasks
 from launcher.job.nodes import MAX_VALUES, Node, parse
 from launcher.job.overrides import apply_overrides
 from launcher.job.paths import resolve_paths
@@ -52,7 +52,11 @@ class LoadedSpec:
             return model.model_validate(value)
         except ValidationError as error:
             problems = explain(error, self._nearest(name), model, tuple(name.split(".")))
-            raise _report(problems) from None
+            raise self.refused(problems) from None
+
+    def refused(self, problems: list[Problem]) -> SpecError:
+        """The error that tells all of them."""
+        return _report(problems)
 
     def _nearest(self, name: str) -> Node:
         node = self.root
@@ -106,6 +110,8 @@ def _read(text: str, path: Path, overrides: Sequence[str]) -> tuple[JobSpec, Nod
     problems += apply_overrides(root, overrides)
     problems += apply_site(root)
     data = resolve_paths(typed(root, JobSpec, problems), path.absolute().parent)
+    if data.get("task") == tasks.SCRIPT:
+        problems += accelerate.mistakes(root, data.get("accelerate"))
     return _validated(root, data, problems), root
 
 

@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    WithJsonSchema,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -35,7 +36,20 @@ def _seconds(value: Any) -> Any:
 
 
 # A month is longer than any deadline, and short enough for every timeout of the system.
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=31 * 86400)]
+LONGEST_S = 31 * 86400
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0, le=LONGEST_S),
+    WithJsonSchema(  # editors would take 300s for a mistake
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S},
+                {"type": "string", "pattern": f"^{_DURATION.pattern}$"},
+            ]
+        }
+    ),
+]
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from launcher.job.section import Count, Matching, Seconds, Section
 
@@ -50,6 +50,9 @@ def _time(text: str) -> str:
     return text
 
 
+_TEXT_OR_LINES = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
+
+
 def _lines(value: Any) -> Any:
     """Setup lines may be written as one block of text."""
     return value.splitlines() if isinstance(value, str) else value
@@ -65,7 +68,7 @@ Text = Word | None
 
 
 class SlurmSpec(Section):
-    """What sbatch is asked for. None (``null`` in a spec) leaves an option to the cluster."""
+    """What sbatch is asked for, by its own names, with dashes or underscores; null leaves an option to the cluster."""
 
     elsewhere: ClassVar[dict[str, str]] = {
         "job_name": "the job is named by `name`",
@@ -131,14 +134,16 @@ class SlurmSpec(Section):
         1, description="independent worlds that share this run"
     )
     array_parallelism: Count | None = Field(None, description="worlds that may run at once")
-    setup: Annotated[list[str], BeforeValidator(_lines)] = Field(
+    setup: Annotated[list[str], BeforeValidator(_lines), WithJsonSchema(_TEXT_OR_LINES)] = Field(
         default_factory=list, description="shell lines that run before the launcher on each node"
     )
     env: list[Variable] = Field(
         default_factory=list,
         description="names of variables that travel to the job beside those every process needs",
     )
-    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="how often a job goes back into the queue by itself"
+    )
     signal_delay: Annotated[Seconds, Field(le=65535)] = Field(
         90.0, description="how long before its time limit a job is told to drain"
     )

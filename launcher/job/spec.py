@@ -32,6 +32,8 @@ def _known_strategy(name: str) -> str:
 
 
 _REVISION = r"(?!.*\.\.)[A-Za-z0-9_.][A-Za-z0-9_./+-]{0,254}"
+_PROJECT = r"[A-Za-z0-9._-]{1,128}"
+_PROJECT_SAYS = "1 to 128 letters (a-z), digits, dots, dashes and underscores"
 _NAME = "1 to 64 letters (a-z), digits, dots, dashes and underscores"
 
 
@@ -42,9 +44,15 @@ class ModelSpec(Section):
     revision: Annotated[str, Matching(_REVISION, "a branch, tag or commit")] | None = Field(
         None, description="of a hub id: branch, tag or commit; the commit is recorded"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    trust_remote_code: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what weights are computed with; auto: as the checkpoint says"
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="how transformers attends; flash_attention_2 is refused so far"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with the model; of a hub id only at a commit"
+    )
 
 
 class ParallelSpec(Section):
@@ -52,25 +60,30 @@ class ParallelSpec(Section):
 
     strategy: Annotated[str, AfterValidator(_known_strategy)] = Field(
         "sequential",
-        description="a module of launcher.strategies",
+        description="a module of launcher.strategies; auto: the fastest that fits",
         json_schema_extra=lambda schema: schema.update(enum=[*strategy_names()]),
     )
-    stages: Ranks = 1
-    schedule: Literal["naive", "gpipe", "ring"] = "ring"
-    tensor: Ranks = 1
-    replicas: Ranks = 1
+    stages: Ranks = Field(1, description="of a pipeline: pieces that the layers are cut into")
+    schedule: Literal["naive", "gpipe", "ring"] = Field(
+        "ring",
+        description="of a pipeline: one group at a time, all groups step by step, or each as soon as its token is drawn",
+    )
+    tensor: Ranks = Field(1, description="ranks that share every layer of a stage")
+    replicas: Ranks = Field(1, description="copies of the model in one world; they share the rows")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="what one strategy alone knows"
+        default_factory=dict, description="what one strategy alone knows, as below"
     )
 
 
 class BatchSpec(Section):
     """What is in flight at once."""
 
-    groups: Count | Auto = "auto"
-    slots: Count | Auto = "auto"
-    prefill_chunk: Count | Auto = "auto"
-    max_length: Count | Auto = "auto"
+    groups: Count | Auto = Field("auto", description="micro-batches in flight per replica")
+    slots: Count | Auto = Field("auto", description="sequences per group; auto: as many as fit")
+    prefill_chunk: Count | Auto = Field("auto", description="tokens of prompts per step")
+    max_length: Count | Auto = Field(
+        "auto", description="tokens that a slot has room for; auto: the longest row's"
+    )
 
 
 class InputSpec(Section):
@@ -79,7 +92,9 @@ class InputSpec(Section):
     path: str | list[str] = Field(
         description="a file, a dataset's folder, a list of them, or a glob; relative to the spec"
     )
-    format: Literal["auto", "jsonl", "openai", "parquet", "arrow", "text"] = "auto"
+    format: Literal["auto", "jsonl", "openai", "parquet", "arrow", "text"] = Field(
+        "auto", description="auto: by extension and first row"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="of Parquet and Arrow files: row key to column, such as prompt: question",
@@ -87,15 +102,35 @@ class InputSpec(Section):
     template: str = Field("auto", description="chat template: auto, none, or a file")
 
 
+MOST_BIASED = 1024  # tokens of a row's logit_bias
+# Strict: true is no bias of 1.
+Bias = Annotated[float, Field(strict=True, ge=-100, le=100)]
+
+
 class GenerationSpec(Section):
     """Sampling settings; a row of the input may override any of them."""
 
-    max_new_tokens: Count = 256
-    temperature: float = Field(0.0, ge=0, le=100)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=2**31 - 1)
-    seed: int = Field(0, ge=0, lt=2**63)
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, max_length=64)
+    max_new_tokens: Count = Field(256, description="after which a row ends with `length`")
+    temperature: float = Field(0.0, ge=0, le=100, description="0: the likeliest token each time")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw from the likeliest tokens of this probability together"
+    )
+    top_k: int = Field(0, ge=0, le=2**31 - 1, description="draw from so many tokens; 0: from all")
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="taken off the logit of every token that the row has drawn"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="the same, once for each time that it was drawn"
+    )
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Bias] = Field(
+        default_factory=dict,
+        max_length=MOST_BIASED,
+        description="added to logits: token number to bias, from -100 (never) to 100 (always)",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="rows without one have this plus their index")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, max_length=64, description="texts that end a row; they are left out"
+    )
 
 
 class OutputSpec(Section):
@@ -104,26 +139,34 @@ class OutputSpec(Section):
     dir: str = Field(
         "runs", description="parent of run directories, relative to the working directory"
     )
-    format: Literal["jsonl", "openai", "parquet"] = "jsonl"
+    format: Literal["jsonl", "openai", "parquet"] = Field(
+        "jsonl", description="of the results; parquet is written beside jsonl"
+    )
 
 
 class ResourcesSpec(Section):
     """The machines of one world."""
 
-    nodes: Ranks = 1
-    gpus_per_node: Annotated[int, Field(ge=0, le=1024)] | Auto = "auto"
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpu: str = Field("auto", description="the profile that plan uses where the GPU is not here")
+    nodes: Ranks = Field(1, description="machines of one world")
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)] | Auto = Field(
+        "auto", description="auto: what sbatch's own options ask for, or what is here"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="auto: cuda where there are GPUs; on cpu every rank is a process"
+    )
+    gpu: str = Field(
+        "auto", description="the profile that plan uses where the GPU is not here, such as H100"
+    )
 
 
 class LimitsSpec(Section):
-    """Deadlines, after which a rank is taken to be lost."""
+    """Deadlines, after which a rank is taken to be lost: seconds, or a number with s, m, h or d behind it."""
 
-    join: Seconds = 300.0
-    load: Seconds = 3600.0
-    step: Seconds = 60.0
-    stall: Seconds = 120.0
-    drain: Seconds = 60.0
+    join: Seconds = Field(300.0, description="until every rank is there")
+    load: Seconds = Field(3600.0, description="until a rank has its weights")
+    step: Seconds = Field(60.0, description="for one step of the model, or of a script")
+    stall: Seconds = Field(120.0, description="without a sign of life")
+    drain: Seconds = Field(60.0, description="to stop when asked; then ranks are killed")
     total: Seconds | None = Field(
         None, description="of all attempts of a world together; then it is drained, for good"
     )
@@ -144,11 +187,30 @@ class NotifySpec(Section):
     )
 
 
+class WandbSpec(Section):
+    """Weights & Biases, told of the run as it goes (the extra `wandb`); docs/watching.md says what."""
+
+    project: Annotated[str, Matching(_PROJECT, _PROJECT_SAYS)] | None = Field(
+        None, description="where the run appears; without one nothing is told"
+    )
+    entity: Annotated[str, Matching(_PROJECT, _PROJECT_SAYS)] | None = Field(
+        None, description="user or team; without one your default"
+    )
+    mode: Literal["online", "offline"] = Field(
+        "online",
+        description="offline: kept in the run directory for `wandb sync`, where nodes have no network",
+    )
+
+
 class JobSpec(Section):
     """One job spec, as written: paths and the site profile are resolved by job/load.py."""
 
-    name: Annotated[str, Matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}", _NAME)]
-    task: Literal["generate", "score", "script"] = "generate"
+    name: Annotated[str, Matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}", _NAME)] = Field(
+        description="runs are called by it: NAME-0001, NAME-0002 ..."
+    )
+    task: Literal["generate", "score", "script"] = Field(
+        "generate", description="new text, log-probabilities of given texts, or your own script"
+    )
     model: ModelSpec
     parallel: ParallelSpec = ParallelSpec()
     batch: BatchSpec = BatchSpec()
@@ -163,6 +225,7 @@ class JobSpec(Section):
     slurm: SlurmSpec = SlurmSpec()
     limits: LimitsSpec = LimitsSpec()
     notify: NotifySpec = NotifySpec()
+    wandb: WandbSpec = WandbSpec()
 
     @model_validator(mode="before")
     @classmethod

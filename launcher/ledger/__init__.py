@@ -5,10 +5,10 @@ row is in some journal, anybody merges them. Promises: a row that counts as sync
 a rank of an attempt that was replaced can't add rows; every row ends up in exactly one result file.
 """
 
-from launcher.ledger.attempts import end_attempt, is_over, open_attempt
+from launcher.ledger.attempts import check_current, end_attempt, is_over, open_attempt, successor
 from launcher.ledger.claims import Chunk, Claims
 from launcher.ledger.journal import Journal
-from launcher.ledger.manifest import verify, write_manifest
+from launcher.ledger.manifest import results, verify, write_manifest
 from launcher.ledger.merge import Counts, merge
 from launcher.ledger.reader import Finished, finished_rows, missing_rows
 
@@ -18,12 +18,15 @@ __all__ = [
     "Counts",
     "Finished",
     "Journal",
+    "check_current",
     "end_attempt",
     "finished_rows",
     "is_over",
     "merge",
     "missing_rows",
     "open_attempt",
+    "results",
+    "successor",
     "verify",
     "write_manifest",
 ]

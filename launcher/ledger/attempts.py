@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import crash
-from launcher.errors import Busy
+from launcher.errors import Busy, Superseded
 from launcher.records import Attempt
 from launcher.run import Run, read_json, sync_file, write_json
 
@@ -48,10 +48,31 @@ def end_attempt(run: Run, attempt: Attempt, outcome: dict[str, Any]) -> None:
 
 def is_over(run: Run, attempt: Attempt) -> bool:
     """Whether ``attempt`` has ended, or a later one of its world has been opened."""
-    return run.attempt_file(attempt, "ended").exists() or any(
-        later.number > attempt.number and run.attempt_file(later, "attempt").exists()
-        for later in run.list_attempts(attempt.world)
-    )
+    return run.attempt_file(attempt, "ended").exists() or successor(run, attempt) is not None
+
+
+def check_current(run: Run, attempt: Attempt) -> None:
+    """Raises Superseded if a later attempt has taken over from ``attempt``."""
+    if later := successor(run, attempt):
+        raise Superseded(
+            f"attempt {later.name} has taken over from {attempt.name}",
+            where=str(run.path),
+            fix=f"launcher status {run.path}",
+        )
+
+
+def successor(run: Run, attempt: Attempt) -> Attempt | None:
+    """The latest attempt that was opened after ``attempt`` in its world. One without an attempt.json never came to
+    anything.
+
+    Numbers have no gaps, so a few names are asked for: every rank asks at every chunk, and a listing of the folder has
+    the attempts of all worlds.
+    """
+    found, later = None, Attempt(attempt.world, attempt.number + 1)
+    while run.attempt_dir(later).exists():
+        found = later if run.attempt_file(later, "attempt").exists() else found
+        later = Attempt(later.world, later.number + 1)
+    return found
 
 
 class Fences:
@@ -59,16 +80,18 @@ class Fences:
 
     def __init__(self, run: Run) -> None:
         infos = {a: read_json(run.attempt_file(a, "attempt")) for a in run.list_attempts()}
-        # An attempt without an attempt.json never came to anything.
-        self._fences = {attempt: info["fences"] for attempt, info in infos.items() if info}
+        self._fences: dict[int, dict[int, dict[str, int]]] = {}  # by world and number
+        for attempt, info in infos.items():
+            if info:  # an attempt without an attempt.json never came to anything
+                self._fences.setdefault(attempt.world, {})[attempt.number] = info["fences"]
 
     def limit(self, journal: Path) -> int | None:
         """Bytes of ``journal`` that count: None (all) as long as its world has no later attempt."""
         attempt = Attempt.parse(journal.name.rpartition("-")[0])
         later = (
             fences.get(journal.name, 0)
-            for other, fences in self._fences.items()
-            if other.world == attempt.world and other.number > attempt.number
+            for number, fences in self._fences.get(attempt.world, {}).items()
+            if number > attempt.number
         )
         return min(later, default=None)
 

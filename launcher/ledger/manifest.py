@@ -13,6 +13,7 @@ from launcher.input.files import told
 from launcher.input.index import InputIndex, id_digest
 from launcher.input.results import read_result
 from launcher.ledger.merge import Counts
+from launcher.ledger.reader import missing_rows
 from launcher.run import Run, read_json, write_json
 
 MOST_PROBLEMS = 20
@@ -25,9 +26,7 @@ def write_manifest(run: Run, counts: Counts) -> None:
         manifest = {
             "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
             "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
-            "sha256": {path.name: _sha256(path) for path in _results_of(run, index)}
-            if index
-            else {},
+            "sha256": {path.name: _sha256(path) for path in results(run)},
             "input": _input(index) if index else [],
         }
         write_json(run.manifest, manifest)
@@ -41,20 +40,29 @@ def verify(run: Run) -> list[str]:
     """
     manifest = read_json(run.manifest)
     if manifest is None:
-        return ["the run is not complete: it has no manifest.json"]
+        return [_not_complete(run)]
     if not run.has_rows:
         return []  # what a script made, it alone can judge
     index = InputIndex(run.input)
     return list(islice(_problems(run, manifest, index), MOST_PROBLEMS))
 
 
+def _not_complete(run: Run) -> str:
+    if not run.has_rows:
+        return "the run is not complete: no attempt of its script has ended well on all ranks"
+    left = missing_rows(run)
+    what = (
+        f"{left:,} of its rows are still to be done" if left else "its results are not gathered yet"
+    )
+    return f"the run is not complete: {what}"
+
+
 def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator[str]:
-    results = _results_of(run, index)
-    absent = [path.name for path in results if not path.is_file()]
-    yield from (f"{name} is missing" for name in absent)
+    absent = [path.name for path in results(run) if not path.is_file()]
+    yield from (f"{name} is missing; launcher resume gathers it again" for name in absent)
     if absent:
         return
-    for path in results:
+    for path in results(run):
         if _sha256(path) != manifest["sha256"][path.name]:
             yield f"{path.name} is not the file that the manifest names"
     if manifest["input"] != _input(index):
@@ -64,8 +72,11 @@ def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator
     yield from _row_problems(run, index)
 
 
-def _results_of(run: Run, index: InputIndex) -> list[Path]:
-    table = [run.table] if index.meta.output_format == "parquet" else []
+def results(run: Run) -> list[Path]:
+    """The files that a complete run has for its rows."""
+    if not run.has_rows:
+        return []
+    table = [run.table] if InputIndex(run.input).meta.output_format == "parquet" else []
     return [run.outputs, run.errors, *table]
 
 

@@ -19,6 +19,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "text": "string",
         "finish_reason": "string",
         **_TOKENS,
+        "logprobs": "logprobs",
     },
     "score": {
         "index": "int64",
@@ -38,17 +39,29 @@ def write_table(outputs: Path, target: Path, task: str = "generate") -> None:
     import pyarrow
     from pyarrow import parquet
 
-    number, numbers = pyarrow.float64(), pyarrow.list_(pyarrow.float64())
-    score = {"logprob": number, "mean_logprob": number, "tokens": numbers}
-    score["token_ids"] = pyarrow.list_(pyarrow.int64())
-    scores = pyarrow.list_(pyarrow.struct(list(score.items())))
-    columns = COLUMNS[task].items()
+    nested = {"scores": _scores(pyarrow), "logprobs": _logprobs(pyarrow)}
     schema = pyarrow.schema(
-        [(name, scores if kind == "scores" else kind) for name, kind in columns]
+        [(name, nested.get(kind, kind)) for name, kind in COLUMNS[task].items()]
     )
     with parquet.ParquetWriter(target, schema) as writer, outputs.open("rb") as lines:
         while group := list(_group(lines)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(group, schema=schema))
+
+
+def _scores(pyarrow: Any) -> Any:
+    """The type of records.Score's `scores`."""
+    number, numbers = pyarrow.float64(), pyarrow.list_(pyarrow.float64())
+    score = {"logprob": number, "mean_logprob": number, "tokens": numbers}
+    score["token_ids"] = pyarrow.list_(pyarrow.int64())
+    return pyarrow.list_(pyarrow.struct(list(score.items())))
+
+
+def _logprobs(pyarrow: Any) -> Any:
+    """The type of records.Generation's `logprobs`; null of a row that did not ask for them."""
+    entry = {"token": pyarrow.string(), "logprob": pyarrow.float64()}
+    entry["bytes"] = pyarrow.list_(pyarrow.int64())
+    tops = pyarrow.list_(pyarrow.struct(list(entry.items())))
+    return pyarrow.list_(pyarrow.struct([*entry.items(), ("top_logprobs", tops)]))
 
 
 def _group(lines: Any) -> Iterator[dict[str, Any]]:

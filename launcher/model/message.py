@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from launcher.job.spec import MOST_BIASED
 from launcher.model.link import ENVELOPE
-from launcher.model.step import MOST_ASKED, MOST_ROWS, Scoring, Step, StepSampling
+from launcher.model.step import MOST_ASKED, LogitBias, Scoring, Step, StepSampling
 from launcher.plan.plan import Batch
 
-HEADER = ENVELOPE + 6  # kind, rows, widest row, columns, log-probabilities asked for, tops
+HEADER = ENVELOPE + 7  # kind, rows, widest row, columns, log-probabilities asked for, tops, biases
 KINDS = ("stop", "prefill", "decode")
 _COLUMNS = 3  # words per row: slot, start, count
 _SAMPLING = 5  # and where a row is sampled: temperature, top_p, top_k, seed, position
 _SCORING = 2  # words per token of a step that scores, its base and shift; and per token asked about
-_NONE = -1  # in place of a number of log-probabilities, or of tops
+_BIAS = 3  # and where logits are changed, per such logit: row, token, value
+_NONE = -1  # in place of a number of log-probabilities, of tops, or of biases
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Form:
     def buffer(self, batch: Batch) -> torch.Tensor:
         """Room for the longest message that ``batch`` can lead to."""
         tokens = max(batch.slots, batch.prefill_chunk)
-        rows = max(batch.slots * (_COLUMNS + _SAMPLING), MOST_ROWS * batch.slots * _COLUMNS)
+        # A row that is drawn is longer than the MOST_ROWS of a slot that scores. What no message fills is never touched,
+        # and so takes no memory: a penalty for every token of every row is rare.
+        rows = batch.slots * (_COLUMNS + _SAMPLING + _BIAS * (MOST_BIASED + batch.max_length))
         scoring = tokens * _SCORING * (1 + MOST_ASKED)
         return torch.empty(HEADER + rows + scoring + self._words(tokens), dtype=torch.int64)
 
@@ -57,8 +61,10 @@ class Form:
         columns = [step.slots, step.starts, step.counts, *_columns(step.sampling)]
         asked = _NONE if step.scoring is None else step.answers
         of = [0, step.group, message.number, KINDS.index(step.kind), *step.tokens.shape]
-        head = torch.tensor([*of, len(columns), asked, _NONE if step.tops is None else step.tops])
-        words = torch.cat([head, *columns, *_scoring_parts(step.scoring)])
+        tops = _NONE if step.tops is None else step.tops
+        biases = _NONE if step.bias is None else len(step.bias.rows)
+        head = torch.tensor([*of, len(columns), asked, tops, biases])
+        words = torch.cat([head, *columns, *_scoring_parts(step.scoring), *_bias_parts(step.bias)])
         data = torch.empty(len(words) + self._words(len(hidden)), dtype=torch.int64)
         data[: len(words)] = words
         self._hidden(data[len(words) :], len(hidden)).copy_(hidden)
@@ -66,18 +72,22 @@ class Form:
 
     def unpack(self, data: torch.Tensor) -> Message | None:
         """The message at the head of ``data``; None if it is ``stop``."""
-        _, group, number, kind, rows, widest, width, asked, tops = data[:HEADER].tolist()
+        _, group, number, kind, rows, widest, width, asked, tops, biases = data[:HEADER].tolist()
         if KINDS[kind] == "stop":
             return None
         end = HEADER + rows * width
         # A copy: the next message is received into the same buffer.
         columns = list(data[HEADER:end].view(width, rows).clone())
         slots, starts, counts = columns[:_COLUMNS]
-        tokens, scoring = int(counts.sum()), None
+        tokens, scoring, bias = int(counts.sum()), None, None
         if asked != _NONE:
             sizes = [tokens, tokens, asked, asked]
             scoring = Scoring(*data[end : end + sum(sizes)].clone().split(sizes))
             end += sum(sizes)
+        if biases != _NONE:
+            of_row, of_token, value = data[end : end + _BIAS * biases].clone().view(_BIAS, biases)
+            bias = LogitBias(of_row, of_token, value.view(torch.float64))
+            end += _BIAS * biases
         step = Step(
             group=group,
             kind=KINDS[kind],
@@ -88,6 +98,7 @@ class Form:
             sampling=_sampling(columns[_COLUMNS:]),
             scoring=scoring,
             tops=None if tops == _NONE else tops,
+            bias=bias,
         )
         return Message(step, number, self._hidden(data[end:], tokens))
 
@@ -105,7 +116,7 @@ STEPS_FORM = Form(
 
 def announce(step: Step, number: int) -> torch.Tensor:
     """``step`` for a rank that computes the same: its tokens and no sampling, as only one rank draws."""
-    told = replace(step, sampling=None, tops=None)
+    told = replace(step, sampling=None, tops=None, bias=None)
     return STEPS_FORM.pack(Message(told, number, step.valid_tokens()[:, None]))
 
 
@@ -134,6 +145,10 @@ def _scoring_parts(scoring: Scoring | None) -> list[torch.Tensor]:
     if scoring is None:
         return []
     return [scoring.bases, scoring.shifts, scoring.places, scoring.targets]
+
+
+def _bias_parts(bias: LogitBias | None) -> list[torch.Tensor]:
+    return [] if bias is None else [bias.rows, bias.tokens, bias.values.view(torch.int64)]
 
 
 def _columns(sampling: StepSampling | None) -> list[torch.Tensor]:

@@ -4,10 +4,12 @@ row's own logits, seed and position. It runs where the logits are."""
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
-from launcher.model.step import Step, StepSampling
+from launcher.model.step import LogitBias, Step, StepSampling
 
 NOT_A_NUMBER = -1  # in place of a token where the logits hold NaN
+NO_TOKEN = -1  # among the likeliest ones where the vocabulary has fewer
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64; torch multiplies modulo 2^64
 _MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -18,17 +20,26 @@ def outcome(result: torch.Tensor, step: Step) -> torch.Tensor:
     """What ``step`` yields, of what the last stage's runner returned for it."""
     if step.scoring is not None:
         return result
-    tokens = draw(result, step.sampling)
+    tokens = draw(result if step.bias is None else biased(result, step.bias), step.sampling)
     return tokens if step.tops is None else with_tops(result, tokens, step.tops)
 
 
 def with_tops(logits: torch.Tensor, tokens: torch.Tensor, tops: int) -> torch.Tensor:
     """(b, 2 + 2 * tops) float64: tokens, their log-probabilities, the likeliest tokens, theirs. Those of the model:
-    temperature and limits do not count."""
+    temperature, limits and biases do not count."""
     logs = logits.float().log_softmax(dim=-1)
     own = logs.gather(1, tokens.clamp(min=0)[:, None])
-    best = logs.topk(tops, dim=-1)
-    return torch.cat([tokens[:, None].double(), own, best.indices, best.values], dim=1)
+    known = min(tops, logs.shape[1])
+    best, rest = logs.topk(known, dim=-1), (0, tops - known)
+    likeliest = pad(best.indices, rest, value=NO_TOKEN), pad(best.values, rest, value=-torch.inf)
+    return torch.cat([tokens[:, None].double(), own, *likeliest], dim=1)
+
+
+def biased(logits: torch.Tensor, bias: LogitBias) -> torch.Tensor:
+    """``logits`` (b, vocabulary), in float32, with what ``bias`` adds."""
+    device = logits.device
+    places = bias.rows.to(device), bias.tokens.to(device)
+    return logits.float().index_put(places, bias.values.float().to(device), accumulate=True)
 
 
 def draw(logits: torch.Tensor, sampling: StepSampling | None) -> torch.Tensor:

@@ -24,6 +24,16 @@ class StepSampling:
     position: torch.Tensor
 
 
+@dataclass(frozen=True)
+class LogitBias:
+    """What is added to logits before a token is drawn: ``values`` (n,) float64 to those of ``tokens`` (n,) int64 in the
+    step's ``rows`` (n,) int64. A row names a token once."""
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    values: torch.Tensor
+
+
 # Of a step that scores: rows per slot, and log-probabilities asked for per token that a step may have.
 MOST_ROWS, MOST_ASKED = 2, 2
 
@@ -53,7 +63,8 @@ class Step:
     ``sampling`` None means greedy for every row. Every row yields a token, drawn after its last valid
     position; the engine ignores those of a prefill chunk that is not the prompt's last.
 
-    ``tops``: beside each token, its log-probability and those of so many likeliest tokens are told.
+    ``bias`` changes what is drawn. ``tops``: beside each token, its log-probability and those of so many likeliest tokens
+    are told, all as the model has them.
     With ``scoring`` nothing is drawn: the step yields log-probabilities. A slot may then have several rows, of which
     each sees what those before it write; ``starts`` are places in the slot.
     """
@@ -67,6 +78,7 @@ class Step:
     sampling: StepSampling | None = None
     scoring: Scoring | None = None
     tops: int | None = None
+    bias: LogitBias | None = None
 
     @property
     def answers(self) -> int:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from launcher.plan.headers import (
     read_header,
 )
 from launcher.plan.outline import HEAD, Outline, Part, layer_prefix, outline
+from launcher.plan.quantized import why_quantized
 from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
 
 Found = TypeVar("Found")
@@ -116,6 +118,7 @@ class Checkpoint:
         path: Path | None = None,
         note: str | None = None,
     ) -> Checkpoint:
+        _check_plain(config, tensors, where)
         dims = _understood(Dims.of, config, where)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if missing := missing_tensors(config, dims, shapes):
@@ -161,7 +164,7 @@ class Checkpoint:
             and not (prefix and _beyond(name, prefix, layers))
         }
 
-    @property
+    @cached_property
     def file_bytes(self) -> int:
         """Of all tensors as they lie in the files."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
@@ -173,7 +176,7 @@ class Checkpoint:
             for name, tensor in self.tensors.items()
         )
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
@@ -186,12 +189,7 @@ class Checkpoint:
 
     def dtype(self, asked: str = "auto") -> str:
         """float32, bfloat16 or float16: as asked, else as the config says, else as most weights are."""
-        if "quantization_config" in self.config:
-            raise WeightsError(
-                "the checkpoint is quantized, which this version can't load",
-                where=self.where,
-                fix="give model.path the unquantized model",
-            )
+        _check_plain(self.config, self.tensors, self.where)
         if asked != "auto":
             return asked
         named = _config_dtype(self.config)
@@ -201,6 +199,15 @@ class Checkpoint:
         for tensor in self.tensors.values():
             held[DTYPES.get(tensor.dtype, "float32")] += tensor.numel
         return held.most_common(1)[0][0] if held else "float32"
+
+
+def _check_plain(config: Config, tensors: Mapping[str, TensorInfo], where: str) -> None:
+    if sign := why_quantized(config, tensors):
+        raise WeightsError(
+            f"the checkpoint is quantized, which this version can't load ({sign})",
+            where=where,
+            fix="give model.path the unquantized model",
+        )
 
 
 def _read_shards(directory: Path) -> dict[str, TensorInfo]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from launcher.disk import read_json
+from launcher.errors import Damaged
 
 
 class Frozen(BaseModel):
@@ -119,6 +123,27 @@ class Plan(Frozen):
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     script: str | None = None  # what sbatch gets
     accelerate: dict[str, Any] | None = None  # of task: script, what `accelerate launch` gets
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan in a run's plan.json. Raises Damaged if that is none."""
+        fix = f"put it back, or start the job again from {path.parent}/spec.yaml"
+        try:
+            data = read_json(path)
+            return cls.model_validate(data)
+        except Damaged as error:
+            error.fix = fix
+            raise
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            why = f"{place}: {first['msg']}" if place else first["msg"]
+            raise Damaged(
+                "there is no plan.json" if data is None else f"not a plan: {why}",
+                where=str(path),
+                cause="another version of the launcher made it, or somebody edited it",
+                fix=fix,
+            ) from None
 
     def ranks_of(self, replica: int) -> list[int]:
         """The ranks that hold ``replica``, in the order of its stages and of their shards. The first one runs

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from launcher.errors import UsageError
 from launcher.job.spec import JobSpec
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Batch, Placement, Plan
@@ -22,11 +19,7 @@ def ranks_per_node(spec: JobSpec, machines: Machines) -> int:
 
 
 def plan_script(spec: JobSpec, machines: Machines, config: dict[str, Any]) -> Plan:
-    """All ranks of the world. ``config`` is what `accelerate launch` gets as its config file.
-
-    Raises UsageError for a script that can't be run, and for more than one world.
-    """
-    _check(spec)
+    """All ranks of the world. ``config`` is what `accelerate launch` gets as its config file."""
     each = ranks_per_node(spec, machines)
     gpus = tuple(range(machines.gpus_per_node))
     notes = list(machines.notes)
@@ -55,24 +48,3 @@ def plan_script(spec: JobSpec, machines: Machines, config: dict[str, Any]) -> Pl
         rates="none",
         accelerate=config,
     )
-
-
-def _check(spec: JobSpec) -> None:
-    assert spec.script is not None
-    path, folder = Path(spec.script.path), Path(spec.script.directory)
-    if not path.is_file():
-        raise UsageError("there is no script here", where=f"script.path: {path}")
-    if path.suffix != ".py" and not os.access(path, os.X_OK):
-        raise UsageError(
-            "neither a Python file nor a program",
-            where=f"script.path: {path}",
-            fix=f"chmod +x {path}, or name it .py",
-        )
-    if not folder.is_dir():
-        raise UsageError("there is no such folder", where=f"script.directory: {folder}")
-    if spec.slurm.array > 1:
-        raise UsageError(
-            "the worlds of an array share rows, and a script has none",
-            where="slurm.array",
-            fix="submit it once per world, or use resources.nodes",
-        )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from launcher.errors import RunFailed
+from launcher.errors import Damaged, RunFailed
 from launcher.plan.plan import DevicePlan, Plan
 from launcher.report import units
 from launcher.run import Run, read_json
@@ -83,16 +83,24 @@ def compare(plan: Plan, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def pairs_of(run: Run, state: str) -> list[dict[str, Any]]:
     """The pairs of a complete run, from its plan.json and summary.json. Raises RunFailed for one that is not complete;
-    ``state`` is what it is instead."""
-    plan, summary = read_json(run.plan), read_json(run.summary)
-    if plan is None or summary is None or not run.manifest.exists():
+    ``state`` is what it is instead; Damaged for files that are none of these."""
+    plan, summary = Plan.read(run.plan), read_json(run.summary)
+    if summary is None or not run.manifest.exists():
         under_way = state in ("queued", "running")
         raise RunFailed(
             f"the run is not complete, so there is nothing to check the plan with: it is {state}",
             where=str(run.path),
             fix=f"launcher status {run.path}" if under_way else f"launcher resume {run.path}",
         )
-    return compare(Plan.model_validate(plan), summary)
+    try:
+        return compare(plan, summary)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"not the summary of this run's plan: {error!r}",
+            where=str(run.summary),
+            cause="another version of the launcher made it, or somebody edited it",
+            fix=f"remove it, and launcher resume {run.path} makes it again",
+        ) from None
 
 
 def off(pair: Mapping[str, Any]) -> str:

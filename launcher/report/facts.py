@@ -15,6 +15,7 @@ from launcher.job.redact import redact
 from launcher.plan.plan import Plan
 from launcher.report import cells, units
 from launcher.report.measured import Interval, statuses
+from launcher.report.sofar import FRESH_S
 from launcher.report.summary import build_summary
 from launcher.run import Run, read_json
 
@@ -46,7 +47,7 @@ def counts_so_far(run: Run) -> ledger.Counts:
     if any(run.input.iterdir()):
         seen = ledger.Finished(run).update()
         total, done, failed = len(seen.done), int(seen.done.sum()), int(seen.failed.sum())
-    ranks = [status for attempt in run.list_attempts() for status in statuses(run, attempt)]
+    ranks = list(statuses(run, *run.list_attempts()))
     return ledger.Counts(
         total,
         done - failed,
@@ -57,13 +58,17 @@ def counts_so_far(run: Run) -> ledger.Counts:
 
 
 def attempt_rows(run: Run) -> list[dict[str, Any]]:
-    """What became of each attempt, and its error."""
+    """What became of each attempt, and its error; of one that is not over, when somebody was ``heard`` of it."""
+    attempts = run.list_attempts()
+    latest = {attempt.world: attempt for attempt in attempts}
     rows = []
-    for attempt in run.list_attempts():
+    for attempt in attempts:
         info = read_json(run.attempt_file(attempt, "attempt")) or {}
         ended = read_json(run.attempt_file(attempt, "ended")) or {}
         drain = read_json(run.attempt_file(attempt, "drain")) or {}
         error = ended.get("error") or {}
+        open_end = "not over" if attempt == latest[attempt.world] else "superseded"
+        heard = max((rank.updated for rank in statuses(run, attempt)), default=None)
         rows.append(
             {
                 "name": attempt.name,
@@ -71,7 +76,8 @@ def attempt_rows(run: Run) -> list[dict[str, Any]]:
                 "job_id": info.get("job_id"),
                 "started": info.get("started"),
                 "ended": ended.get("ended"),
-                "outcome": ended.get("kind") or "not over",
+                "outcome": ended.get("kind") or open_end,
+                "heard": None if ended else heard,
                 "reason": _text(drain.get("reason")),
                 "error": {
                     name: _text(error.get(name)) for name in ("where", "what", "cause", "fix")
@@ -82,15 +88,17 @@ def attempt_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def state_of(run: Run, attempts: list[dict[str, Any]]) -> str:
-    """complete | failed | stopped | under way | not started, from the run directory alone."""
+    """complete | failed | stopped | under way | silent | not started, from the run directory alone."""
     if is_complete(run):
         return "complete"
     if not attempts:
         return "not started"
-    outcomes = [attempt["outcome"] for attempt in attempts]
-    if "not over" in outcomes:
-        return "under way"
-    return "failed" if outcomes[-1] == "failed" else "stopped"
+    working = [attempt for attempt in attempts if attempt["outcome"] == "not over"]
+    if working:
+        # One whose ranks have said nothing yet counts from its start.
+        last = max(attempt["heard"] or attempt["started"] or 0.0 for attempt in working)
+        return "under way" if time.time() - last < FRESH_S else "silent"
+    return "failed" if attempts[-1]["outcome"] == "failed" else "stopped"
 
 
 def row_errors(run: Run) -> dict[str, Any]:

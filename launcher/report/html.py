@@ -93,7 +93,7 @@ def _content(run: Run) -> dict[str, Any]:
         facts.attempt_rows(run),
         facts.spec_facts(run),
     )
-    plan = Plan.model_validate(read_json(run.plan))
+    plan = Plan.read(run.plan)
     timelines = read_timelines(run.timelines())
     alive = [
         interval

@@ -74,10 +74,10 @@ def length_of_union(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def statuses(run: Run, attempt: Attempt) -> Iterable[RankStatus]:
-    """The last word of each rank of ``attempt``."""
+def statuses(run: Run, *attempts: Attempt) -> Iterable[RankStatus]:
+    """The last word of each rank of these attempts."""
     known = {field.name for field in fields(RankStatus)}
-    for path in run.statuses(attempt):
+    for path in run.statuses(*attempts):
         data: dict[str, Any] | None = read_json(path)
         if data:
             yield RankStatus(**{key: value for key, value in data.items() if key in known})

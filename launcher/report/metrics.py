@@ -1,17 +1,15 @@
-"""A run as Prometheus reads it: the text of its metrics file, from statuses, journals and, at the end, the summary."""
+"""A run as Prometheus reads it: the text of its metrics file, from a snapshot."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher import ledger
 from launcher.measure.bubble import SHARES
 from launcher.records import RankStatus
-from launcher.report.measured import statuses
-from launcher.run import Run, read_json
+from launcher.report.snapshot import Snapshot
 
 PLACE = ("world", "replica", "stage", "shard", "rank")
 Labels = Mapping[str, object]
@@ -44,28 +42,17 @@ class _Text:
         return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in pairs) + "}"
 
 
-def metrics_text(run: Run, finished: ledger.Finished) -> str:
-    """The metrics of ``run`` now. ``finished`` is kept between calls: it reads what was added to the journals."""
-    text, seen = _Text(run.name), finished.update()
-    done, failed = int(seen.done.sum()), int(seen.failed.sum())
-    rows = {"ok": done - failed, "failed": failed, "waiting": len(seen.done) - done}
-    text.family("rows", "gauge", "Rows by state.", [({"state": k}, v) for k, v in rows.items()])
-    ranks = list(_ranks(run))
-    _of_ranks(text, ranks)
-    attempts = len(run.list_attempts())
-    text.family("attempts_total", "counter", "Attempts so far.", [({}, attempts)])
-    complete = run.manifest.exists()
-    text.family("complete", "gauge", "1 when the run is complete.", [({}, int(complete))])
-    _of_summary(text, read_json(run.summary) if complete else None)
+def metrics_text(seen: Snapshot) -> str:
+    """The metrics of a run, as it was when it was looked at."""
+    text = _Text(seen.run)
+    rows = [({"state": state}, count) for state, count in seen.rows.items()]
+    text.family("rows", "gauge", "Rows by state.", rows)
+    _of_ranks(text, seen.ranks)
+    text.family("attempts_total", "counter", "Attempts so far.", [({}, seen.attempts)])
+    text.family("complete", "gauge", "1 when the run is complete.", [({}, int(seen.complete))])
+    _of_summary(text, seen.summary)
     text.family("updated_seconds", "gauge", "When this was written.", [({}, time.time())])
     return "\n".join(text.lines) + "\n"
-
-
-def _ranks(run: Run) -> Iterator[RankStatus]:
-    """The ranks of each world's latest attempt."""
-    latest = {attempt.world: attempt for attempt in run.list_attempts()}
-    for attempt in latest.values():
-        yield from statuses(run, attempt)
 
 
 def _of_ranks(text: _Text, ranks: list[RankStatus]) -> None:

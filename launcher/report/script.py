@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from launcher.job import accelerate
 from launcher.plan.plan import Plan
 from launcher.report import cells, units
 
@@ -39,7 +40,9 @@ def script_summary(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _flat(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Those that say something: what every launch has is left out."""
     found: list[tuple[str, Any]] = []
     for key, value in options.items():
         found += list(value.items()) if isinstance(value, Mapping) else [(key, value)]
-    return found
+    ours = accelerate.ALWAYS | accelerate.OUR_DEEPSPEED
+    return [(key, value) for key, value in found if key not in ours]

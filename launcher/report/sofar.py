@@ -14,6 +14,7 @@ from launcher.run import Run
 
 EVERY_S, PRICE = 3.0, 20.0  # a look at timelines costs at most one part in PRICE of the time
 SILENT_S = 10.0  # a rank writes its status twice a second
+FRESH_S = 30.0  # a shared filesystem may show it late
 SLOW = 0.7  # of the median of the other replicas' rows per second
 LEAST_ROWS = 20  # of the others, for a rank's few to mean anything
 Rank = Mapping[str, Any]
@@ -68,7 +69,7 @@ def stragglers(ranks: Sequence[Rank], now: float) -> dict[Key, str]:
         key = _key(rank)
         others = [value for other, value in rates.items() if other != key]
         silent = now - rank["updated"]
-        if silent > SILENT_S and rank["phase"] != "finished":
+        if silent > SILENT_S and rank["phase"] not in ("finished", "gone"):
             found[key] = f"silent for {silent:.0f} s"
         elif under_way and rank["phase"] in ("starting", "joining", "loading"):
             found[key] = f"still {rank['phase']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,16 +22,20 @@ STYLES = {
     "drained": "yellow",
     "failed": "bold red",
     "stopped": "magenta",
+    "gone": "magenta",
+    "superseded": "dim",
+    "unknown": "yellow",
 }
 
 
 def runs_table(rows: Sequence[State]) -> RenderableType:
-    """One line per run."""
+    """One line per run, called by its name, or by its directory where others have the same name."""
     table = cells.table("run", "state", ">rows", ">done", ">failed", ">tok/s", ">left", "job")
+    named = Counter(row["run"] for row in rows)
     for row in rows:
         total, failed = row["rows"]["total"], row["rows"]["failed"]
         table.add_row(
-            Text(cells.clean(row["run"])),
+            Text(cells.clean(row["run"] if named[row["run"]] == 1 else row["path"])),
             _word(row["state"]),
             units.count(total),
             units.percent(row["rows"]["done"] / total if total else None),
@@ -97,13 +102,14 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         started = attempt["started"]
         moment = time.gmtime(started or 0.0)
         when = units.UNKNOWN if started is None else time.strftime("%Y-%m-%d %H:%M:%S", moment)
-        going = f"draining: {attempt['draining']}" if attempt["draining"] else "running"
+        state = attempt["state"]
+        drains = state == "running" and attempt["draining"]
         table.add_row(
             attempt["name"],
             when,
             Text(cells.clean(attempt["host"] or units.UNKNOWN)),
             Text(cells.clean(attempt["job_id"] or units.UNKNOWN)),
-            _word(attempt["outcome"] or going),
+            _word(f"draining: {attempt['draining']}" if drains else state),
         )
     return [Text(), table]
 
@@ -114,34 +120,39 @@ def _ranks(ranks: Sequence[Mapping[str, Any]], rows: int) -> list[RenderableType
     table = cells.table(
         "rank", ">replica", "host", "phase", ">for", ">rows", ">failed", ">new tokens", ">heard"
     )
-    now = time.time()
     if not rows:
-        return [Text(), _script_ranks(ranks, now), *cells.more(len(ranks), "status/")]
+        return [Text(), _script_ranks(ranks), *cells.more(len(ranks), "status/")]
     for rank in ranks[: cells.MOST_ROWS]:
         table.add_row(
             str(rank["rank"]),
             str(rank["replica"]),
             Text(cells.clean(rank["host"])),
-            Text(cells.clean(rank["phase"])),
+            phase(rank),
             units.duration(max(0.0, rank["updated"] - rank["phase_since"])),
             units.count(rank["rows_done"]),
             Text(units.count(rank["rows_failed"]), "red" if rank["rows_failed"] else ""),
             units.count(rank["completion_tokens"]),
-            f"{units.duration(max(0.0, now - rank['updated']))} ago",
+            f"{units.duration(rank['heard_s'])} ago",
         )
     return [Text(), table, *cells.more(len(ranks), "status/")]
 
 
-def _script_ranks(ranks: Sequence[Mapping[str, Any]], now: float) -> RenderableType:
+def phase(rank: Mapping[str, Any]) -> Text:
+    """What a rank is at; of one that is gone, what it was at."""
+    known, said = (cells.clean(rank[name]) for name in ("phase", "last_phase"))
+    return Text(known) if known == said else Text.assemble(_word(known), f", was {said}")
+
+
+def _script_ranks(ranks: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = cells.table("rank", "host", "phase", ">for", ">step", ">heard")
     for rank in ranks[: cells.MOST_ROWS]:
         table.add_row(
             str(rank["rank"]),
             Text(cells.clean(rank["host"])),
-            Text(cells.clean(rank["phase"])),
+            phase(rank),
             units.duration(max(0.0, rank["updated"] - rank["phase_since"])),
             units.count(rank["steps"]),
-            f"{units.duration(max(0.0, now - rank['updated']))} ago",
+            f"{units.duration(rank['heard_s'])} ago",
         )
     return table
 

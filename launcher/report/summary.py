@@ -13,7 +13,7 @@ from launcher.report.compare import compare, expected_of_device, expected_of_run
 from launcher.report.measured import Measured, length_of_union
 from launcher.report.peaks import compute_devices, use_of_peaks
 from launcher.report.sofar import behind
-from launcher.run import Run, read_json
+from launcher.run import Run
 
 FIGURES = ("peak_memory_bytes", "weights_bytes", "bytes_read", "load_s")
 OF_RANK = ("load_s",)  # true of each of its devices where a rank owns several
@@ -28,7 +28,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
     them was alive and ``generate_s`` that in which at least one replica was between its first and last
     step, so that waiting in a queue counts as neither. Rows done twice count once in ``tokens``.
     """
-    plan = Plan.model_validate(read_json(run.plan))
+    plan = Plan.read(run.plan)
     attempts = [Measured.of(run, attempt) for attempt in run.list_attempts()]
     stages = [
         _stage([m for m in attempts if m.attempt.world == world], plan, device, world)

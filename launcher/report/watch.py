@@ -13,7 +13,7 @@ from rich.text import Text
 
 from launcher.report import cells, units
 from launcher.report.sofar import Key, SharesSoFar, rate, stragglers
-from launcher.report.states import failure_lines, head_lines
+from launcher.report.states import failure_lines, head_lines, phase
 from launcher.run import Run
 
 FRAME = 11  # lines beside the table of ranks
@@ -65,8 +65,10 @@ def _worlds(state: State) -> list[RenderableType]:
         return []
     said = []
     for attempt in list(latest.values())[:8]:
-        draining = f"draining ({attempt['draining']})" if attempt["draining"] else "running"
-        said.append(f"{attempt['name']} {attempt['outcome'] or draining}")
+        drains = attempt["state"] == "running" and attempt["draining"]
+        said.append(
+            f"{attempt['name']} " + (f"draining ({drains})" if drains else attempt["state"])
+        )
     more = f", and {len(latest) - 8} more" if len(latest) > 8 else ""
     return [Text(f"worlds: {', '.join(map(cells.clean, said))}{more}")]
 
@@ -101,7 +103,7 @@ def _ranks(
             str(rank["rank"]),
             str(rank["replica"]),
             Text(cells.host(rank["host"])),
-            Text(cells.clean(rank["phase"])),
+            phase(rank),
             units.count(rank["rows_done"]),
             units.amount(rate(rank, "completion_tokens") or None),
             units.percent(spent.get("busy")),

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -23,19 +22,20 @@ from typing import Any
 
 from launcher import environ, ledger, logs
 from launcher.disk import PRIVATE
-from launcher.errors import LauncherError, NodeLost, RunFailed, SlurmRefused
+from launcher.errors import LauncherError, NodeLost, RunFailed, SlurmRefused, Superseded
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.plan.sums import recheck
 from launcher.records import Attempt
 from launcher.run import Run, read_json
-from launcher.runtime import coordinator, network, process, restarts
+from launcher.runtime import coordinator, network, process, restarts, tracker
 from launcher.runtime.exporter import Exporter
 from launcher.runtime.launch import World, launch_argv, script_argv
 from launcher.runtime.notify import notify
-from launcher.runtime.rendezvous import Meeting, Node, meet
-from launcher.runtime.watchdog import Outcome, Watchdog, conclude, raise_outcome
+from launcher.runtime.outcome import Outcome, conclude, raise_outcome
+from launcher.runtime.rendezvous import Meeting, Node, check_start, meet
+from launcher.runtime.watchdog import Watchdog
 
 RANK_MODULE = "launcher.runtime.rank"
 STOP_SIGNALS = {
@@ -69,11 +69,15 @@ class StopRequest:
 def run_agent(path: str) -> str:
     """The payload of a submitit task: this node's part of the run at ``path``.
 
-    Returns the outcome's kind when it ended well or was drained; raises the error of the rank, node or check
-    that failed.
+    Returns the outcome's kind when it ended well or was drained, also ``superseded``: to end with an error would have
+    srun end the step that the later attempt runs in. Raises the error of the rank, node or check that failed.
     """
     run = Run.open(path)
-    return _run(run, Node.in_job(Plan.model_validate_json(run.plan.read_bytes())))
+    try:
+        return _run(run, Node.in_job(Plan.read(run.plan)))
+    except Superseded as error:
+        logs.get_logger().warning("this agent ends, and touches nothing: %s", error.what)
+        return "superseded"
 
 
 def _run(run: Run, node: Node) -> str:
@@ -83,7 +87,8 @@ def _run(run: Run, node: Node) -> str:
     process.adopt_orphans()
     logs.to(f"agent node {node.index}", run.agent_log(node.world, node.index))
     spec = load_resolved(run.job)
-    plan = Plan.model_validate_json(run.plan.read_bytes())
+    plan = Plan.read(run.plan)
+    check_start(run, node)
     if node.index == 0:
         if node.count == 1 and run.list_attempts(node.world) and _finish(run, spec):
             notify(run, spec, "complete")
@@ -92,7 +97,9 @@ def _run(run: Run, node: Node) -> str:
         stop.deadline = math.inf if left is None else time.monotonic() + left
     meeting = meet(run, spec, node)
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
-    with Exporter(run) if node.index == 0 else contextlib.nullcontext():
+    if node.index > 0:
+        return _attempt(run, spec, plan, node, meeting, stop)
+    with Exporter(run, tracker.start(run, spec, node.world), node.world):
         return _attempt(run, spec, plan, node, meeting, stop)
 
 
@@ -133,6 +140,7 @@ def _attempt(
             run, spec, plan, node.index, attempt, child, stop.reason, meeting.lifelines
         )
         outcome = watchdog.watch()
+        ledger.check_current(run, attempt)
         conclude(run, attempt, node.index, outcome)
         if node.index > 0:
             return outcome.kind  # node 0 speaks for the world
@@ -143,7 +151,7 @@ def _attempt(
     again = not finished and _goes_on(node, outcome, stop)
     _tell(run, spec, outcome, finished, again)
     if again:
-        _requeue(run, spec, node)
+        _requeue(run, spec, node, attempt)
     if not finished:
         raise_outcome(outcome)
     return outcome.kind
@@ -151,10 +159,12 @@ def _attempt(
 
 @contextlib.contextmanager
 def _told(run: Run, spec: JobSpec, node: Node, meeting: Meeting) -> Iterator[None]:
-    """An error of the agent itself ends its attempt with that error, for `status` and for the other agents."""
+    """An error of the agent itself ends its attempt with that error, for `status` and for the other agents. Of an
+    attempt that is superseded nothing is told, whatever ended it."""
     try:
         yield
     except Exception as error:
+        ledger.check_current(run, meeting.attempt)
         told = (
             error
             if isinstance(error, LauncherError)
@@ -230,22 +240,15 @@ def _final(
     return Outcome(outcome.kind, error.as_dict())
 
 
-def _requeue(run: Run, spec: JobSpec, node: Node) -> None:
-    """Put this Slurm job back into the queue. Raises SlurmRefused."""
+def _requeue(run: Run, spec: JobSpec, node: Node, attempt: Attempt) -> None:
+    """Put this Slurm job back into the queue. Raises SlurmRefused; Superseded where Slurm has done that itself."""
     logs.get_logger().info("requeue of job %s", node.job_id)
-    argv = ["scontrol", "requeue", str(node.job_id)]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-        said = done.stderr.strip() if done.returncode else None
-    except subprocess.TimeoutExpired:
-        said = "no answer"
-    except OSError as error:
-        said = error.strerror
-    if said is not None:
-        what = f"scontrol requeue: {said}"
-        logs.get_logger().error("%s", what)
-        notify(run, spec, "failed", what)
-        raise SlurmRefused(what, where=f"job {node.job_id}", fix=f"launcher resume {run.path}")
+        restarts.requeue(run, node, attempt)
+    except SlurmRefused as error:
+        logs.get_logger().error("%s", error.what)
+        notify(run, spec, "failed", error.what)
+        raise
 
 
 def main(path: str) -> int:

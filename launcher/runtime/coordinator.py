@@ -6,6 +6,8 @@ Anyone may finish a run at any moment, and doing so twice changes nothing: every
 from __future__ import annotations
 
 from launcher import ledger, logs
+from launcher.disk import private
+from launcher.errors import RunFailed
 from launcher.report.html import write_report
 from launcher.report.summary import build_summary
 from launcher.run import Run, read_json, write_json
@@ -26,6 +28,25 @@ def finish(run: Run) -> bool:
     _show(run)
     ledger.write_manifest(run, counts)
     return True
+
+
+@private()
+def restore(run: Run) -> None:
+    """Gather what was removed of a complete run's results again, from its journals. Raises RunFailed if these are gone,
+    too."""
+    lost = [path.name for path in (*ledger.results(run), run.summary) if not path.exists()]
+    if not lost:
+        return
+    counts = ledger.merge(run) if run.has_rows else NO_ROWS
+    if counts is None:
+        raise RunFailed(
+            f"{', '.join(lost)} can't be gathered again: {ledger.missing_rows(run):,} rows are in no journal",
+            where=str(run.path),
+            cause="files of the run were removed",
+            fix=f"remove {run.manifest.name} there; launcher resume {run.path} then computes these rows again",
+        )
+    if not run.summary.exists():
+        write_json(run.summary, build_summary(run, counts))
 
 
 def _finish_script(run: Run) -> bool:

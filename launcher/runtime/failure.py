@@ -12,6 +12,7 @@ from launcher.job.load import load_resolved
 from launcher.plan.checkpoint import Checkpoint
 from launcher.records import Attempt
 from launcher.run import Run, read_json
+from launcher.runtime.oom import OomKills
 
 TAIL_LINES = 12
 TAIL_BYTES = 20_000
@@ -19,34 +20,46 @@ TAIL_BYTES = 20_000
 ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
 # What accelerate says of the only rank of a world.
 DIED = re.compile(r"died with <Signals\.\w+: (\d+)>")
+KILLED = "out of memory, or somebody ended it from outside"
+UNSEEN = "it was ended from outside, crashed, or ran out of memory"
+NATIVE_CRASH = "a crash in a library or a driver, below Python: the lines above, if any, say where"
 CAUSES = {
-    -signal.SIGKILL: "out of memory, or somebody ended it from outside",
+    -signal.SIGKILL: KILLED,
+    -signal.SIGTERM: "somebody asked it to end, from outside",
     -signal.SIGBUS: "a file that it computes with was cut short, or its disk failed",
+    -signal.SIGSEGV: NATIVE_CRASH,
+    -signal.SIGABRT: NATIVE_CRASH,
+    -signal.SIGFPE: NATIVE_CRASH,
+    -signal.SIGILL: "a library that was built for other processors than this host's",
 }
 NO_MEMORY = "fewer batch.slots, a shorter batch.max_length, or more memory for the job"
 
 
 def of_ranks(
-    run: Run, attempt: Attempt, node: int, code: int, phases: dict[int, str], oom_kills: int
+    run: Run, attempt: Attempt, node: int, code: int, phases: dict[int, str], oom_kills: OomKills
 ) -> LauncherError:
-    """The error of a node whose `accelerate launch` ended with ``code``; ``phases`` by rank. ``oom_kills``: of this host,
-    before the ranks were started."""
+    """The error of a node whose `accelerate launch` ended with ``code``; ``phases`` by rank. ``oom_kills``: before
+    the ranks were started."""
     return _with_cause(_of_ranks(run, attempt, node, code, phases), oom_kills)
 
 
-def of_rank(run: Run, attempt: Attempt, rank: int, host: str, oom_kills: int) -> LauncherError:
-    """The error of a rank that is gone, nobody knows how."""
+def of_rank(
+    run: Run, attempt: Attempt, rank: int, host: str, code: int | None, oom_kills: OomKills
+) -> LauncherError:
+    """The error of a rank that is gone before `accelerate launch` has said so; ``code`` is how, where that is known."""
     for path in run.rank_errors(attempt):
         return LauncherError.from_dict(read_json(path))
-    error = describe(run, attempt, f"rank {rank} died", host, rank, -signal.SIGKILL)
+    how = "died, and nobody saw how" if code is None else f"ended with {exit_text(code)}"
+    error = describe(run, attempt, f"rank {rank} {how}", host, rank, code)
+    if code is None:
+        error.cause = UNSEEN
     return _with_cause(error, oom_kills)
 
 
-def _with_cause(error: LauncherError, oom_kills: int) -> LauncherError:
-    if error.cause == CAUSES[-signal.SIGKILL] and count_oom_kills() > oom_kills:
-        error.cause = (
-            "out of memory: the kernel has ended a process of this host for that meanwhile"
-        )
+def _with_cause(error: LauncherError, before: OomKills) -> LauncherError:
+    """Where it may have been the kernel, for want of memory, ask the kernel."""
+    if error.cause in (KILLED, UNSEEN) and (cause := before.cause()):
+        error.cause = cause
         error.fix = f"{NO_MEMORY}; then {error.fix}"
     return error
 
@@ -62,12 +75,6 @@ def of_exception(error: Exception) -> LauncherError:
             fix=f"{NO_MEMORY}; launcher plan says what is counted",
         )
     return LauncherError(told)
-
-
-def count_oom_kills() -> int:
-    """Processes that this host's kernel has ended since boot because memory ran out, that of a cgroup included."""
-    words = Path("/proc/vmstat").read_text().split()
-    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
 def _of_ranks(

@@ -25,6 +25,7 @@ from launcher.model.step import Server, StepModel, SweepModel
 from launcher.plan.plan import Placement, Plan
 from launcher.records import Attempt, Failure, Request
 from launcher.run import Run
+from launcher.runtime import process
 from launcher.runtime.heartbeat import Heartbeat
 
 ENGINES: dict[str, type[Loop[Any, Any]]] = {"generate": Engine, "score": ScoreEngine}
@@ -100,6 +101,7 @@ def _load(
         model = strategies.get(plan.strategy).load(placement, plan, spec, recorder, gang)
     load_s = time.perf_counter() - began
     read = storage_bytes() - read_before
+    process.keep_freed_memory()
     beat.measured(started=time.time(), load_s=load_s, bytes_read=read)
     get_logger().info("loaded in %.1f s", load_s)
     return model
@@ -150,7 +152,7 @@ def _between_steps(engine: Loop[Any, Any], beat: Heartbeat, recorder: Recorder) 
 
 def _in_sweep(beat: Heartbeat) -> None:
     """A sweep over weights on disk may take minutes: each block that is done shows that it goes on."""
-    beat.status.steps += 1
+    beat.status.blocks += 1
     beat.measured(peak_memory_bytes=peak_memory())
 
 

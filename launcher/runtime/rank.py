@@ -34,7 +34,7 @@ def main(path: str) -> int:
     attempt = Attempt.parse(env.attempt)
     _log_to(run, attempt, env.rank)
     try:
-        plan = Plan.model_validate_json(run.plan.read_bytes())
+        plan = Plan.read(run.plan)
         check_world(plan, env)
         _work(run, load_resolved(run.job), plan, attempt, plan.placements[env.rank])
     except LauncherError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher import environ, ledger
-from launcher.errors import RunFailed
+from launcher.errors import RunFailed, Superseded
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.records import Attempt
@@ -62,6 +62,19 @@ class Meeting:
     address: str
     port: int
     lifelines: Lifelines
+
+
+def check_start(run: Run, node: Node) -> None:
+    """Raises Superseded where a later start of this Slurm job has opened an attempt: this agent was cut off so early,
+    or comes so late, that it would take the work away from that one."""
+    for attempt in reversed(run.list_attempts(node.world) if node.job_id else []):
+        info = read_json(run.attempt_file(attempt, "attempt")) or {}
+        if info.get("job_id") == node.job_id and info.get("restarts", 0) > node.restarts:
+            raise Superseded(
+                f"attempt {attempt.name} of a later start has taken over",
+                where=f"Slurm job {node.job_id}",
+                fix=f"launcher status {run.path}",
+            )
 
 
 def meet(run: Run, spec: JobSpec, node: Node) -> Meeting:

@@ -1,19 +1,24 @@
-"""Restarts: whether a world may run again by itself, and how long all its attempts may take together.
+"""Restarts: whether a world may run again by itself, how, and how long all its attempts may take together.
 
 Wall clocks are not asked: an attempt's length is that of its own agent's monotonic clock.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import asdict
 
-from launcher.errors import RunFailed
+from launcher import ledger
+from launcher.errors import RunFailed, SlurmRefused, Superseded
 from launcher.job.spec import JobSpec
 from launcher.records import Attempt
 from launcher.run import Run, read_json
+from launcher.runtime.outcome import Outcome
 from launcher.runtime.rendezvous import Node
-from launcher.runtime.watchdog import Outcome
 
+PATIENCE_S = 60.0  # with scontrol: without a network, it tries for a while
+RESTARTS = re.compile(r"\bRestarts=(\d+)")
 SAME = ("error", "what", "where")  # of two errors: the same way, at the same place
 
 
@@ -56,6 +61,40 @@ def why_not(run: Run, spec: JobSpec, node: Node, attempt: Attempt, outcome: Outc
     if ended and _way(ended) == _way(asdict(outcome)):
         return "the attempt before ended in the same way, and no row was finished since"
     return None
+
+
+def requeue(run: Run, node: Node, attempt: Attempt) -> None:
+    """Put this attempt's Slurm job back into the queue.
+
+    All starts of a job have one number. An agent that was cut off may come to this when Slurm has long started the job
+    again, so both have to agree that this is the latest start: the run directory, and Slurm just before it is asked.
+    Raises Superseded where it is not, SlurmRefused.
+    """
+    ledger.check_current(run, attempt)
+    found = RESTARTS.search(_scontrol(run, "show", "job", str(node.job_id)))
+    if found and int(found[1]) > node.restarts:
+        raise Superseded(
+            f"Slurm has put job {node.job_id} back into the queue itself",
+            where=str(run.path),
+            fix=f"launcher status {run.path}",
+        )
+    _scontrol(run, "requeue", str(node.job_id))
+
+
+def _scontrol(run: Run, *words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["scontrol", *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        said = done.stderr.strip() if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = "no answer"
+    except OSError as error:
+        said = error.strerror
+    if said is not None:
+        what = f"scontrol {words[0]}: {said}"
+        raise SlurmRefused(what, where=f"job {words[-1]}", fix=f"launcher resume {run.path}")
+    return done.stdout
 
 
 def _died(run: Run, attempt: Attempt, node: Node) -> bool:

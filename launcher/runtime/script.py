@@ -50,7 +50,7 @@ def main(path: str) -> int:
     log = run.log(attempt, f"rank-{env.rank:04d}")
     logs.to(f"rank {env.rank}", log)
     beat = Heartbeat(run, attempt, env.rank, replica=0, pid=os.getpid())
-    spec, plan = load_resolved(run.job), Plan.model_validate_json(run.plan.read_bytes())
+    spec, plan = load_resolved(run.job), Plan.read(run.plan)
     assert spec.script is not None
     try:
         check_world(plan, env)

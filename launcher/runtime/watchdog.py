@@ -1,7 +1,8 @@
 """Watchdog: what an agent does while its ranks run. It never waits for a collective to time out.
 
 It looks at the child process, at the status files of this node's ranks and at the other agents' files, and
-ends the ranks when one of them died, stands still, or when the run is asked to stop and does not.
+ends the ranks when one of them died, stands still, when the run is asked to stop and does not, or when a later attempt
+has taken over.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.errors import LauncherError, NodeLost, RunFailed
+from launcher import ledger
+from launcher.errors import NodeLost
 from launcher.job.spec import JobSpec
 from launcher.logs import get_logger
 from launcher.plan.plan import Plan
@@ -22,20 +23,14 @@ from launcher.records import Attempt
 from launcher.run import Run, read_json, request_drain, write_json
 from launcher.runtime import failure, process
 from launcher.runtime.lifeline import Lifelines
+from launcher.runtime.oom import OomKills
+from launcher.runtime.outcome import Outcome
 
 POLL_S = 0.1
 BEAT_S = 1.0
 GONE_S = 1.0  # for `accelerate launch` to say how a rank ended
 DEAF_S = 5.0  # a rank that has not begun to drain by then waits for something that may never come
 AWAKE_S = 2.0  # a round of the watch that takes longer was not this process's own doing
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended on a node: ``done``, ``drained`` (asked to stop) or ``failed``."""
-
-    kind: str
-    error: dict[str, Any] | None = None
 
 
 @dataclass
@@ -75,20 +70,27 @@ class Watchdog:
     lifelines: Lifelines = field(default_factory=Lifelines)
     fresh: Freshness = field(default_factory=Freshness)
     started: float = field(default_factory=time.monotonic)
-    oom_kills: int = field(default_factory=failure.count_oom_kills)
+    oom_kills: OomKills = field(default_factory=OomKills.count)
     drain_seen: float | None = None
-    gone_seen: dict[int, float] = field(default_factory=dict)
+    statuses: dict[int, dict[str, Any] | None] = field(default_factory=dict)  # by rank of this node
+    gone_seen: dict[int, tuple[float, int | None]] = field(default_factory=dict)
     last_beat: float = 0.0
+    last_look: float = 0.0
 
     def watch(self) -> Outcome:
-        """Block until the ranks have ended, by themselves or by this watchdog. Nothing of them is left then."""
+        """Block until the ranks have ended, by themselves or by this watchdog. Nothing of them is left then.
+
+        Raises Superseded when a later attempt has taken over; so does ``gather``.
+        """
         try:
             seen = time.monotonic()
             while (code := self.child.poll()) is None:
                 # A node that was suspended wakes up with old files: that is nobody's silence.
                 self.fresh.forgive(max(0.0, time.monotonic() - seen - AWAKE_S))
                 seen = time.monotonic()
+                self._check_current()
                 self._beat()
+                self._look()
                 if (
                     early := self._cut_off()
                     or self._gone()
@@ -109,6 +111,18 @@ class Watchdog:
 
     def draining(self) -> bool:
         return self.run.attempt_file(self.attempt, "drain").exists()
+
+    def _check_current(self) -> None:
+        if time.monotonic() - self.last_look >= BEAT_S:
+            self.last_look = time.monotonic()
+            ledger.check_current(self.run, self.attempt)
+
+    def _look(self) -> None:
+        """Read what this node's ranks say of themselves."""
+        self.statuses = {rank: self._status(rank) for rank in self.ranks}
+
+    def _status(self, rank: int) -> dict[str, Any] | None:
+        return read_json(self.run.status(self.attempt, rank))
 
     def _beat(self) -> None:
         if time.monotonic() - self.last_beat >= BEAT_S:
@@ -134,21 +148,21 @@ class Watchdog:
 
     def _gone(self) -> Outcome | None:
         """A rank that died. `accelerate launch` notices that, too, and knows how, but on a busy node takes seconds."""
-        for rank in self.ranks:
-            status = read_json(self.run.status(self.attempt, rank))
+        for rank, status in self.statuses.items():
             if not status or status["phase"] == "finished" or process.start_time(status["pid"]):
                 continue
-            seen = self.gone_seen.setdefault(rank, time.monotonic())
+            now = time.monotonic(), process.exit_code(status["pid"])
+            seen, code = self.gone_seen.setdefault(rank, now)
             if time.monotonic() - seen > GONE_S and not self.draining():
-                where = self.run, self.attempt
-                error = failure.of_rank(*where, rank, status["host"], self.oom_kills)
+                known = code, self.oom_kills
+                error = failure.of_rank(self.run, self.attempt, rank, status["host"], *known)
                 return Outcome("failed", error.as_dict())
         return None
 
     def _deaf(self) -> bool:
         """Whether a rank of this node takes no notice of the request to drain: it is blocked, loading, or in a long
         step. A script may be saving its state: nobody knows but itself."""
-        phases = (_phase(self.run.status(self.attempt, rank)) for rank in self.ranks)
+        phases = map(_phase, self.statuses.values())
         return any(phase not in ("draining", "finished") for phase in phases)
 
     def _cut_off(self) -> Outcome | None:
@@ -186,12 +200,11 @@ class Watchdog:
 
     def _deadlines(self) -> Outcome | None:
         limits, waited = self.spec.limits, time.monotonic() - self.started
-        for rank in self.ranks:
-            status = read_json(self.run.status(self.attempt, rank))
-            phase = status["phase"] if status else "starting"
+        for rank, status in self.statuses.items():
+            phase = _phase(status)
             if phase == "finished":
                 continue  # other replicas may have much left to do
-            if phase in ("starting", "joining"):
+            if status is None or phase in ("starting", "joining"):
                 if waited > limits.join:
                     return self._not_joined()
                 continue
@@ -206,7 +219,8 @@ class Watchdog:
                     f"rank {rank} has been loading for more than limits.load ({limits.load:.0f} s)"
                 )
                 return self._failed(what, status["host"], rank)
-            idle = self.fresh.age(("step", rank), (phase, status["steps"], status["rows_done"]))
+            at = (phase, *(status.get(name) for name in ("steps", "blocks", "rows_done")))
+            idle = self.fresh.age(("step", rank), at)
             # A script is held to it from its first word about its steps on.
             steps_told = self.spec.script is None or status["steps"]
             if phase == "running" and steps_told and idle > limits.step * self._patience(rank):
@@ -223,7 +237,7 @@ class Watchdog:
     def _not_joined(self) -> Outcome:
         """Blame a rank that never came up, wherever it was to be, before those that wait for it."""
         every = self.plan.placements
-        phases = {p.rank: _phase(self.run.status(self.attempt, p.rank)) for p in every}
+        phases = {p.rank: _phase(self._status(p.rank)) for p in every}
         late = [p for p in every if phases[p.rank] == "starting"]
         late += [p for p in every if phases[p.rank] == "joining"]
         state = read_json(self.run.node(self.attempt, late[0].node))
@@ -238,7 +252,8 @@ class Watchdog:
         )
 
     def _ended(self, code: int) -> Outcome:
-        phases = {rank: _phase(self.run.status(self.attempt, rank)) for rank in self.ranks}
+        self._look()
+        phases = {rank: _phase(status) for rank, status in self.statuses.items()}
         if code == 0 and all(phase == "finished" for phase in phases.values()):
             return Outcome("drained" if self.draining() else "done")
         known = self.oom_kills
@@ -250,6 +265,7 @@ class Watchdog:
         """On node 0: the worst outcome of all nodes. The others may work on as long as they show signs of life."""
         outcomes = {self.node: own}
         while own.kind != "failed" and len(outcomes) < self.plan.nodes:
+            self._check_current()
             if cut_off := self._cut_off():
                 return cut_off
             for node in set(range(self.plan.nodes)) - outcomes.keys():
@@ -263,20 +279,5 @@ class Watchdog:
         return max(outcomes.values(), key=lambda o: ("done", "drained", "failed").index(o.kind))
 
 
-def conclude(run: Run, attempt: Attempt, node: int, outcome: Outcome) -> None:
-    """Publish how an attempt ended on a node."""
-    state = {"host": socket.gethostname(), "beat": time.monotonic(), "outcome": asdict(outcome)}
-    write_json(run.node(attempt, node), state)
-
-
-def raise_outcome(outcome: Outcome) -> None:
-    """Raise the error of a failed outcome again, of its own class."""
-    if outcome.error is not None:
-        raise LauncherError.from_dict(outcome.error)
-    if outcome.kind == "failed":
-        raise RunFailed("the attempt failed and left no error")
-
-
-def _phase(path: Path) -> str:
-    status = read_json(path)
+def _phase(status: dict[str, Any] | None) -> str:
     return status["phase"] if status else "starting"

@@ -17,6 +17,9 @@ from launcher.run import Run, write_json
 CLIENT_TIMEOUT_S = 10.0
 # Nothing is imported from the directory that the job was submitted in.
 SAFE_PATH = "export PYTHONSAFEPATH=1"
+# A job that starts again counts its steps from 0 again, and Slurm knows a step by its number alone: what srun on a node
+# that was cut off does to its old step, it would do to that of the new start. So each start has a number of its own.
+OWN_STEP = 'for _ in $(seq "${SLURM_RESTART_COUNT:-0}"); do srun --ntasks=1 --nodes=1 true; done'
 # squeue's words for a job that will run, or run again, by itself.
 PENDING = {
     "PENDING",
@@ -51,6 +54,7 @@ def parameters(spec: JobSpec, plan: Plan) -> dict[str, Any]:
         "setup": [
             *(["set -e", *spec.slurm.setup, "set +e"] if spec.slurm.setup else []),
             SAFE_PATH,
+            OWN_STEP,
         ],
         "stderr_to_stdout": True,
         # All that the setup lines exported goes on to the tasks. A node whose task dies takes the others'

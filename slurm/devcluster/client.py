@@ -21,7 +21,7 @@ class Client:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH_"))}
         self.env = {**inherited, "SLURM_CONF": conf}  # nothing of a job that we may be part of
 
-    def run(self, argv: Sequence[str], timeout: float = 30, check: bool = True) -> Completed:
+    def run(self, argv: Sequence[str], timeout: float = 120, check: bool = True) -> Completed:
         """Runs a command with this cluster's environment, its output captured as text."""
         try:
             done = subprocess.run(
@@ -38,7 +38,7 @@ class Client:
         """The id of the job that `sbatch argv` submits."""
         return self.run(["sbatch", "--parsable", *argv]).stdout.strip().split(";")[0]
 
-    def srun(self, *argv: str, timeout: float = 60) -> str:
+    def srun(self, *argv: str, timeout: float = 120) -> str:
         """What `srun argv` printed."""
         return self.run(["srun", *argv], timeout).stdout
 
@@ -55,7 +55,7 @@ class Client:
         """The states of a job (of an array, those of its tasks), also when it has ended."""
         return set(self.squeue("--states=all", "--array", f"--jobs={job}", "--format=%T").split())
 
-    def wait_state(self, job: str, *wanted: str, timeout: float = 60) -> str:
+    def wait_state(self, job: str, *wanted: str, timeout: float = 300) -> str:
         """Waits until the job is in one of the states; raises when it ended in another one.
 
         Of an array's tasks all must be in the same one of them; name a single task as `12_0`.
@@ -76,14 +76,14 @@ class Client:
         lines = self.run(["sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T"])
         return dict(line.split() for line in lines.stdout.splitlines())
 
-    def wait_node(self, name: str, *wanted: str, timeout: float = 60) -> str:
+    def wait_node(self, name: str, *wanted: str, timeout: float = 300) -> str:
         for _ in deadline(timeout, lambda: f"node {name}: {self.node_states()[name]}"):
             state = self.node_states()[name]
             if state in wanted:
                 break
         return state
 
-    def wait_idle(self, timeout: float = 60) -> None:
+    def wait_idle(self, timeout: float = 300) -> None:
         """Waits until every node is free and answers."""
         for _ in deadline(timeout, lambda: f"nodes not idle: {self.node_states()}"):
             with contextlib.suppress(DevclusterError):  # slurmctld may be just starting

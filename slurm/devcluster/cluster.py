@@ -28,7 +28,7 @@ LINUX = ["ip", "unshare", "nsenter", "setpriv"]
 def why_not() -> str | None:
     """The reason why there can be no cluster here; None when there can."""
     if missing := [program for program in SLURM + LINUX if not shutil.which(program)]:
-        return f"not installed: {', '.join(missing)} (slurm/devcluster/install.sh installs them)"
+        return f"not installed: {', '.join(missing)} (make slurm-packages installs them)"
     done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     return f"needs root and namespaces: {done.stderr.strip()}" if done.returncode else None
 
@@ -64,7 +64,7 @@ class Cluster(Client):
             self._boot_head(DYING_WITH_US if tied else [])
             for name in self.nodes:
                 self.start_node(name)
-            self.wait_idle(30)
+            self.wait_idle(120)
         except BaseException as error:
             words = self._last_words()
             self.down()
@@ -132,7 +132,7 @@ class Cluster(Client):
         """Ends slurmctld as an administrator does; jobs run on, and Slurm's commands get no answer."""
         pid = (self.folder / "run" / "slurmctld.pid").read_text().strip()
         self.exec(HEAD, ["kill", "-TERM", pid])
-        for _ in deadline(30, lambda: "slurmctld does not end"):
+        for _ in deadline(120, lambda: "slurmctld does not end"):
             if self.exec(HEAD, ["kill", "-0", pid], check=False).returncode:
                 return
 
@@ -157,7 +157,7 @@ class Cluster(Client):
         return [*host.enter(), *DYING_WITH_US, "env", f"--chdir={Path.cwd()}", *argv]
 
     def exec(
-        self, name: str, argv: Sequence[str], timeout: float = 30, check: bool = True
+        self, name: str, argv: Sequence[str], timeout: float = 120, check: bool = True
     ) -> Completed:
         """Runs a command on a host and returns its output."""
         return self.run(self.inside(name, argv), timeout, check)
@@ -181,7 +181,7 @@ class Cluster(Client):
         munged += [f"--log-file={munge}/munged.log", f"--seed-file={munge}/seed"]
         head.tell("plugged in")
         head.start(munged)
-        for _ in deadline(10, lambda: "munged does not listen"):
+        for _ in deadline(120, lambda: "munged does not listen"):
             if (run / "munge.socket").exists():
                 break
         head.start(["slurmctld", "-D"])

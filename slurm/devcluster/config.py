@@ -118,8 +118,9 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=1000
 PriorityType=priority/basic
 CompleteWait=0
 EpilogMsgTime=0
-KillWait=5
-UnkillableStepTimeout=30
+KillWait=15
+# A step that ends while slurmctld is away tries to say so once a minute: it is no reason to drain its node.
+UnkillableStepTimeout=120
 SlurmctldTimeout=10
 SlurmdTimeout=10
 BatchStartTimeout=10

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import write_job
+from jobs import PATIENCE_S, write_job
 
 from launcher import JobSpec, Run, plan_job, run_here
 from launcher.errors import Busy, SpecError, UsageError
@@ -23,7 +23,7 @@ def python(text: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=200,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,6 +26,7 @@ def test_from_a_dataset_to_parquet(tmp_path: Path) -> None:
     found = pq.read_table(tmp_path / "run" / "outputs.parquet").to_pylist()
     assert [row["id"] for row in found] == [row["id"] for row in rows]
     assert sum(map(is_right, found)) >= len(rows) - 1
+    assert {row.pop("logprobs") for row in found} == {None}  # no row asked for them
     assert found == read_rows(tmp_path / "run" / "outputs.jsonl")
     assert json.loads(launcher("verify", tmp_path / "run", "--json").stdout)["ok"]
 

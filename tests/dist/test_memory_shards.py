@@ -55,7 +55,7 @@ def test_peak_of_shards_is_as_predicted(kind: str, measured: dict[str, dict[str,
 def _rank(rank: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    gang = Gang.join(rank, RANKS, b"key", 60.0)
+    gang = Gang.join(rank, RANKS, b"key", 240.0)
     group = TensorGroup.join(gang, RANKS)
     for kind in KINDS:
         spec = ModelSpec(path=str(folder / kind), dtype="float32")

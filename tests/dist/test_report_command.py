@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import launcher, write_job
+from jobs import launcher
 
 PHASES = {"X": {"name", "cat", "pid", "tid", "ts", "dur"}, "M": {"name", "pid", "tid", "args"}}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    launcher("run", write_job(folder, rows=24), "--run-dir", folder / "run")
-    return folder / "run"
+def run(whole_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(whole_run, tmp_path_factory.mktemp("report") / "run")
 
 
 def test_a_run_writes_a_trace_that_perfetto_reads(run: Path) -> None:
@@ -70,7 +69,7 @@ def test_the_report_of_a_run_that_stopped(tmp_path: Path, run: Path) -> None:
     try:
         done = launcher("report", run)
         assert "not complete: this is its report so far" in done.stdout
-        assert "This run is not complete: 24 of 24 rows" in (run / "report.html").read_text()
+        assert "This run is not complete: 160 of 160 rows" in (run / "report.html").read_text()
     finally:
         (tmp_path / "manifest.json").rename(run / "manifest.json")
         (tmp_path / "outputs.jsonl").rename(run / "outputs.jsonl")

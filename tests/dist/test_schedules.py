@@ -1,4 +1,4 @@
-"""Schedules over real ranks whose stages sleep: what is measured is what arithmetic says, and tokens are right."""
+"""Schedules over real ranks whose stages take a known time: what is measured is what arithmetic says, and tokens are right."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from synthetic import Case, mean, run_cases
 
 from launcher.measure.bubble import SHARES
 
-Measured = tuple[Case, list[dict[str, float]]]  # what ran, and the shares of its stages
-
-pytestmark = pytest.mark.slow
-
-UNIT_S = 0.03
-TOLERANCE = 0.02
-# What else the machine does delays single steps; where that shows, longer steps make it weigh less.
-SLOWER = (1, 4, 10)
-
 CASES = [
-    Case((UNIT_S,) * stages, groups, schedule, steps)
+    Case((0.03,) * stages, groups, schedule, steps)
     for stages in (2, 4)
     for groups, schedule, steps in (
         (1, "naive", 8),
@@ -28,35 +19,23 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Measured]:
-    """By case, as it was meant: how it went at the first speed at which nothing disturbed it."""
-    found: dict[Case, Measured] = {}
-    left = CASES
-    for factor in SLOWER:
-        cases = [case.slower(factor) for case in left]
-        results = run_cases(cases, tmp_path_factory.mktemp("schedules"))
-        found |= dict(zip(left, zip(cases, results, strict=True), strict=True))
-        left = [case for case in left if not near(*found[case])]
-        if not left:
-            break
-    return found
-
-
-def near(case: Case, stages: list[dict[str, float]]) -> bool:
-    return abs(mean(stages) - case.expected) < TOLERANCE
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[str, float]]]:
+    """The shares of each case's stages."""
+    results = run_cases(CASES, tmp_path_factory.mktemp("schedules"), asleep=False)
+    return dict(zip(CASES, results, strict=True))
 
 
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case.schedule}-{case.groups}-over-{len(case.seconds)}"
 )
 def test_utilisation_is_what_the_schedule_allows(
-    case: Case, measured: dict[Case, Measured]
+    case: Case, measured: dict[Case, list[dict[str, float]]]
 ) -> None:
-    case, stages = measured[case]
-    assert mean(stages) == pytest.approx(case.expected, abs=TOLERANCE)
+    stages = measured[case]
+    assert mean(stages) == pytest.approx(case.expected, abs=1e-4)
     for stage in stages:
         assert sum(stage.values()) == pytest.approx(1.0)
         assert set(stage) == set(SHARES)
-    # Sleeping stages send next to nothing: what is not work is bubble, or the ends of the run.
+    # Nothing but computing takes time: what is not work is bubble, or the ends of the run.
     idle = mean(stages, "bubble") + mean(stages, "no_work")
-    assert idle == pytest.approx(1 - mean(stages), abs=3 * TOLERANCE)
+    assert idle == pytest.approx(1 - mean(stages), abs=1e-4)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from adder import adder_path
-from jobs import command, launcher, wait_for
+from jobs import PATIENCE_S, command, launcher, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ENV = {"OMP_NUM_THREADS": "1"}
@@ -24,7 +24,7 @@ def write(folder: Path, text: str, ranks: int = 2, **sections: Any) -> Path:
         "task": "script",
         "script": {"path": "script.py", "processes_per_node": ranks},
         "resources": {"device": "cpu"},
-        "limits": {"join": "120s", "drain": "20s"},
+        "limits": {"join": "240s", "drain": "120s"},
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec | sections, sort_keys=False))
@@ -41,7 +41,7 @@ def log(run: Path, rank: int = 0) -> str:
 
 def test_fsdp_example_stops_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    endless = ["script.args=[--steps, 100000, --save-every, 5]"]
+    endless = ["script.args=[--steps, 1000000000, --save-every, 5]"]
     going = subprocess.Popen(
         command("run", CONFIGS / "train-fsdp.yaml", *endless, "--run-dir", run),
         stdout=subprocess.PIPE,
@@ -53,12 +53,12 @@ def test_fsdp_example_stops_and_goes_on_from_its_checkpoint(tmp_path: Path) -> N
     assert state(run)["state"] == "running"
     assert "a script, step" in launcher("status", run).stdout
     launcher("cancel", run)
-    said, _ = going.communicate(timeout=60)
+    said, _ = going.communicate(timeout=PATIENCE_S)
     assert going.returncode == 75, said
     assert state(run)["state"] == "stopped"
     done = int((run / "files" / "newest").read_text())
     job = (run / "job.yaml").read_text()
-    (run / "job.yaml").write_text(job.replace('"100000"', f'"{done + 3}"'))
+    (run / "job.yaml").write_text(job.replace('"1000000000"', f'"{done + 3}"'))
     told = launcher("resume", run)
     assert "2 ranks on cpu" in told.stdout
     assert str(run / "files") in told.stdout
@@ -127,7 +127,7 @@ def test_a_rank_that_fails_is_named_with_its_last_words_and_resume_tries_again(
         "if os.environ['LAUNCHER_RESTARTS'] == '0':\n"
         "    if os.environ['RANK'] == '1':\n"
         "        sys.exit('the data is gone')\n"
-        "    time.sleep(60)\n",
+        "    time.sleep(600)\n",
     )
     run = tmp_path / "run"
     failed = launcher("run", spec, "--run-dir", run, code=75)
@@ -143,7 +143,7 @@ def test_a_rank_that_fails_is_named_with_its_last_words_and_resume_tries_again(
 def test_a_script_that_stands_still_is_ended_if_it_told_its_steps(tmp_path: Path) -> None:
     spec = write(
         tmp_path,
-        "import os, time\nopen(os.environ['LAUNCHER_PROGRESS'], 'w').write('3')\ntime.sleep(100)\n",
+        "import os, time\nopen(os.environ['LAUNCHER_PROGRESS'], 'w').write('3')\ntime.sleep(600)\n",
         ranks=1,
         limits={"step": "2s"},
     )

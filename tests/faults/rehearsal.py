@@ -25,7 +25,9 @@ from typing import Any
 
 from power import Disk
 
-ROW_S = 0.001  # of "computing", so that the rows come in several groups
+GROUPS = (
+    3  # the journal's syncs that there are in any case: of the first rows each has one of its own
+)
 
 
 @contextlib.contextmanager
@@ -206,11 +208,12 @@ def _answering(told: str | None, hunger: str | None) -> Callable[..., None]:
         with open(told or os.devnull, "a") as durable:  # noqa: PTH123
             reported = 0
             while request := rows.pull():
-                time.sleep(ROW_S)
                 said = str(request.prompt or request.messages).encode()
                 text = f"{zlib.crc32(said):08x}"
                 rows.emit(Generation(request.index, request.id, text, "stop", len(said), 8))
                 finished.append(request.index)
+                while rows.journal.synced < len(finished) <= GROUPS and not rows.journal._ended:
+                    time.sleep(0.0005)
                 synced = rows.journal.synced
                 durable.writelines(f"{row}\n" for row in finished[reported:synced])
                 durable.flush()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from checker import check
-from jobs import command, launcher, write_job
+from gate import Gate
+from jobs import PATIENCE_S, command, launcher, wait_for, write_job
 
 Play = Callable[..., int]
 CGROUPS = (
@@ -133,12 +134,15 @@ def test_of_two_resumes_at_once_one_wins_and_the_other_says_which(tmp_path: Path
         "prepare.create_run(prepare.plan_job(spec, [], here=True, say=print), run)"
     )
     subprocess.run([sys.executable, "-c", program, str(spec), str(run)], check=True)
-    pipe = subprocess.PIPE
+    pipe, gate = subprocess.PIPE, Gate(tmp_path / "gate", 10)
+    env = {**os.environ, **gate.env}
     both = [
-        subprocess.Popen(command("resume", run), stdout=pipe, stderr=pipe, text=True)
+        subprocess.Popen(command("resume", run), stdout=pipe, stderr=pipe, text=True, env=env)
         for _ in range(2)
     ]
-    said = {each.communicate(timeout=100)[1]: each.returncode for each in both}
+    wait_for(lambda: any(each.poll() is not None for each in both))
+    gate.open()
+    said = {each.communicate(timeout=PATIENCE_S)[1]: each.returncode for each in both}
     assert sorted(said.values()) == [0, 75], said
     (loser,) = [text for text, code in said.items() if code == 75]
     assert "jobs " in loser or "process " in loser, loser

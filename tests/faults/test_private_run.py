@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from adder import prompt_rows
-from jobs import command, launcher, read_rows, write_job
+from gate import hook
+from jobs import PATIENCE_S, command, launcher, read_rows, write_job
 
 ROWS = 40
 FOLDER = """a $(touch pwned) `touch pwned` 'q" ;touch pwned& | <x> *?[z] $HOME é --flag"""
@@ -29,15 +30,18 @@ IDS = [
     "%x%j%A\u202e\u2028",
 ]
 CANARY, SECOND = "canary7f3a9c1e5b2d", "second.canary/0b8d+6e"
-# In every process of the run, through PYTHONPATH: what is unpickled, after the word of who does so.
+# In every process of the run, through PYTHONPATH: what is unpickled, after the word of who does so. Ranks begin when
+# somebody who looks at the processes has seen them.
 AUDIT = """
-import os, sys
+import os, sys, time
 _file = os.open(os.path.join({folder!r}, f"{{os.getpid()}}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 os.write(_file, (" ".join(sys.orig_argv) + "\\n").encode())
 def _hook(event, arguments):
     if event == "pickle.find_class":
         os.write(_file, (repr(arguments) + "\\n").encode())
 sys.addaudithook(_hook)
+while sys.orig_argv[-2:-1] == ["launcher.runtime.rank"] and not os.path.exists(f"{seen}/{{os.getpid()}}"):
+    time.sleep(0.01)
 """
 
 
@@ -55,10 +59,9 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     top = tmp_path_factory.mktemp("hostile")
-    folder, home, audit = top / FOLDER, top / "home", top / "audit"
-    for made in (folder, home, audit):
+    folder, home, audit, looked = top / FOLDER, top / "home", top / "audit", top / "looked"
+    for made in (folder, home, audit, looked):
         made.mkdir()
-    (home / "sitecustomize.py").write_text(AUDIT.format(folder=str(audit)))
     rows = [row | {"id": name} for name, row in zip(IDS, prompt_rows(ROWS), strict=False)]
     spec = write_job(
         folder,
@@ -70,7 +73,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         **{f"XDG_{kind}_HOME": str(home / kind.lower()) for kind in ("STATE", "CONFIG", "CACHE")},
         "HF_TOKEN": CANARY,
         "WANDB_API_KEY": SECOND,
-        "PYTHONPATH": str(home),
+        **hook(home, AUDIT.format(folder=str(audit), seen=looked)),
     }
     running = subprocess.Popen(
         command("run", spec, "--run-dir", folder / "run"),
@@ -81,15 +84,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         umask=0,
         cwd=folder,
     )
-    with _watched() as command_lines:
-        said, _ = running.communicate(timeout=120)
+    with _watched(looked) as command_lines:
+        said, _ = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, said
     return Seen(folder / "run", home, said, command_lines, audit)
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[set[bytes]]:
-    """The command lines of all processes of this machine, as any user may see them."""
+def _watched(looked: Path) -> Iterator[set[bytes]]:
+    """The command lines of all processes of this machine, as any user may see them; in ``looked`` the ids of ranks."""
     found: set[bytes] = set()
     over = threading.Event()
 
@@ -97,7 +100,10 @@ def _watched() -> Iterator[set[bytes]]:
         while not over.wait(0.1):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
-                    found.add(path.read_bytes())
+                    line = path.read_bytes()
+                    found.add(line)
+                    if b"launcher.runtime.rank" in line:
+                        (looked / path.parent.name).touch()
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -8,13 +8,25 @@ from pathlib import Path
 import pytest
 from adder import is_right, prompt_rows
 from cluster import Cluster
+from gate import Gate
 from jobs import journaled, launcher, read_rows, texts, wait_for, write_job
 from on_slurm import state, submit, wait_complete
 
 pytestmark = pytest.mark.slurm
 
 TWO = {"strategy": "sequential", "replicas": 2}
-LONG = 500  # rows: long enough to be interrupted
+LONG, SHARE = (
+    120,
+    40,
+)  # rows of a run that is interrupted, and how many an attempt of it takes before it waits
+
+
+@pytest.fixture
+def gate(tmp_path: Path, env: dict[str, str]) -> Gate:
+    """In the environment of what is submitted: ranks wait after their share of rows."""
+    gate = Gate(tmp_path / "gate", SHARE)
+    env.update(gate.env)
+    return gate
 
 
 def test_a_job_gives_right_generations_in_input_order(
@@ -41,33 +53,20 @@ def test_a_job_gives_right_generations_in_input_order(
 
 
 def test_replicas_over_two_nodes_share_the_work(
-    cluster: Cluster, env: dict[str, str], tmp_path: Path
+    cluster: Cluster, env: dict[str, str], gate: Gate, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    spec = write_job(tmp_path, 200, parallel=TWO, resources={"device": "cpu", "nodes": 2})
+    spec = write_job(tmp_path, LONG, parallel=TWO, resources={"device": "cpu", "nodes": 2})
     submit(spec, run, env)
+    gate.wait(2)
+    gate.open()
     wait_complete(run, env)
     summary = json.loads((run / "summary.json").read_text())
     assert len({stage["host"] for stage in summary["stages"]}) == 2
     assert all(path.read_bytes().count(b"\n") > 10 for path in run.glob("journals/*.jsonl"))
-    assert len(texts(run)) == 200
+    assert len(texts(run)) == LONG
     lines = json.loads(launcher("logs", run, "--rank", "1", "--json", env=env).stdout)
     assert any("joined 2 ranks on n" in line["line"] for line in lines)
-
-
-def test_a_pipeline_over_two_nodes(cluster: Cluster, env: dict[str, str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    parallel = {"strategy": "pipeline", "stages": 2}
-    spec = write_job(tmp_path, 60, parallel=parallel, resources={"device": "cpu", "nodes": 2})
-    submit(spec, run, env)
-    wait_complete(run, env)
-    rows = read_rows(run / "outputs.jsonl")
-    assert [row["id"] for row in rows] == [row["id"] for row in prompt_rows(60)]
-    assert sum(is_right(row) for row in rows) >= 59
-    stages = json.loads((run / "summary.json").read_text())["stages"]
-    assert [(stage["stage"], stage["rank"]) for stage in stages] == [(0, 0), (1, 1)]
-    assert len({stage["host"] for stage in stages}) == 2
-    assert all(stage["busy"] > 0 for stage in stages)
 
 
 def test_shards_within_hosts_and_stages_over_two(
@@ -96,38 +95,31 @@ def test_shards_within_hosts_and_stages_over_two(
 
 
 def test_an_array_of_worlds_shares_one_run(
-    cluster: Cluster, env: dict[str, str], tmp_path: Path
+    cluster: Cluster, env: dict[str, str], gate: Gate, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    jobs = submit(write_job(tmp_path, 300, slurm={"array": 3}), run, env)
+    run, rows = tmp_path / "run", 4 * SHARE
+    jobs = submit(write_job(tmp_path, rows, slurm={"array": 3}), run, env)
     assert [job.split("_")[1] for job in jobs] == ["0", "1", "2"]
+    gate.wait(3)
+    gate.open()
     wait_complete(run, env)
-    assert len(texts(run)) == 300
+    assert len(texts(run)) == rows
     worlds = {path.name[:5] for path in run.glob("journals/*.jsonl")}
     assert worlds == {"w0000", "w0001", "w0002"}
-    assert sum(path.read_bytes().count(b"\n") for path in run.glob("journals/*.jsonl")) == 300
+    assert journaled(run) == rows
 
 
-def test_requeue_goes_on_with_a_new_attempt(
-    fragile: Cluster, env: dict[str, str], tmp_path: Path
+def test_a_killed_node_loses_nothing(
+    fragile: Cluster, env: dict[str, str], gate: Gate, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    (job,) = submit(write_job(tmp_path, LONG), run, env)
-    wait_for(lambda: journaled(run) > 20)
-    fragile.scontrol("requeue", job)
-    wait_complete(run, env)
-    assert len(texts(run)) == LONG
-    assert len(list(run.glob("attempts/w*"))) == 2
-    assert journaled(run) < LONG + 20, "what was done was done again"
-
-
-def test_a_killed_node_loses_nothing(fragile: Cluster, env: dict[str, str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
     submit(write_job(tmp_path, LONG), run, env)
-    wait_for(lambda: journaled(run) > 20)
+    gate.wait()
     attempt = json.loads(next(run.glob("attempts/*/attempt.json")).read_text())
     fragile.kill_node(attempt["host"])
     fragile.scontrol("update", f"node={attempt['host']}", "state=down", "reason=test")
+    gate.wait(attempt=2)
+    gate.open()
     wait_complete(run, env)
     assert len(texts(run)) == LONG
     hosts = [
@@ -136,17 +128,19 @@ def test_a_killed_node_loses_nothing(fragile: Cluster, env: dict[str, str], tmp_
     assert len(set(hosts)) == 2
 
 
-def test_cancel_then_resume(fragile: Cluster, env: dict[str, str], tmp_path: Path) -> None:
+def test_cancel_then_resume(
+    fragile: Cluster, env: dict[str, str], gate: Gate, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     submit(write_job(tmp_path, LONG), run, env)
-    wait_for(lambda: journaled(run) > 20)
+    gate.wait()
     launcher("cancel", run, env=env)
     assert state(run, env)["state"] == "stopped"
-    before = journaled(run)
-    assert 20 < before < LONG
+    assert 20 < journaled(run) < LONG
     (job,) = json.loads(launcher("resume", run, "--json", env=env).stdout)["jobs"]
     busy = launcher("resume", run, code=75, env=env)
     assert job in busy.stderr
+    gate.open()
     wait_complete(run, env)
     assert len(texts(run)) == LONG
     assert journaled(run) == LONG
@@ -163,31 +157,18 @@ def test_cancel_of_a_job_that_waits(fragile: Cluster, env: dict[str, str], tmp_p
 def test_a_failing_rank_is_named_with_its_host_and_last_lines(
     cluster: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, gate = tmp_path / "run", Gate(tmp_path / "gate", 0)
     spec = write_job(tmp_path, 30, parallel=TWO, resources={"device": "cpu", "nodes": 2})
-    submit(spec, run, {**env, "OMP_NUM_THREADS": "1"})
+    submit(spec, run, {**env, **gate.env})
+    gate.wait(2)
     (tmp_path / "prompts.jsonl").write_text("edited\n")
+    gate.open()
     found = wait_for(lambda: (s := state(run, env))["state"] == "failed" and s)
     failure = found["failure"]
     assert failure["where"].startswith("rank ")
     assert " on n" in failure["where"]
     assert "prompts.jsonl" in failure["where"] + failure["what"]
     assert "rank" in launcher("status", run, env=env).stdout
-
-
-def test_the_time_limit_drains_and_requeues(
-    fragile: Cluster, env: dict[str, str], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    (job,) = submit(write_job(tmp_path, LONG), run, env)
-    wait_for(lambda: journaled(run) > 20)
-    fragile.scancel("--signal=USR2", job)
-    wait_complete(run, env)
-    ended = [
-        json.loads(path.read_text())["kind"] for path in sorted(run.glob("attempts/*/ended.json"))
-    ]
-    assert ended == ["drained", "done"]
-    assert journaled(run) == len(texts(run)) == LONG
 
 
 def test_refused_by_sbatch(cluster: Cluster, env: dict[str, str], tmp_path: Path) -> None:

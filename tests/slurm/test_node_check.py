@@ -25,7 +25,7 @@ def test_the_login_node_sees_controller_and_partitions(cluster: Cluster, tmp_pat
 
 def test_two_nodes_meet_and_talk(cluster: Cluster, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "launcher", "doctor", "--node", "--dir", str(tmp_path), "--json"]
-    printed = cluster.srun("--nodes=2", "-wn1,n2", "--mem=1500", *argv, timeout=180)
+    printed = cluster.srun("--nodes=2", "-wn1,n2", "--mem=1500", *argv, timeout=300)
     document = json.loads(printed)  # one of the nodes speaks, once
     assert document["ok"], printed
     found = {(f["host"], f["area"]): f for f in document["findings"]}

@@ -20,7 +20,7 @@ def test_two_hosts_train_and_go_on_from_their_checkpoint_after_the_time_limit(
 ) -> None:
     env = {"SLURM_CONF": fragile.env["SLURM_CONF"], "OMP_NUM_THREADS": "1"}
     run, changes = tmp_path / "run", ["resources.nodes=2", "script.processes_per_node=1"]
-    steps = "script.args=[--steps, 100000, --save-every, 4]"
+    steps = "script.args=[--steps, 1000000000, --save-every, 4]"
     told = launcher("submit", SPEC, *changes, steps, "--run-dir", run, "--json", env=env)
     (job,) = json.loads(told.stdout)["jobs"]
     newest = run / "files" / "newest"
@@ -29,7 +29,7 @@ def test_two_hosts_train_and_go_on_from_their_checkpoint_after_the_time_limit(
     assert len({rank["host"] for rank in state(run, env)["ranks"]}) == 2
     # As Slurm does before the time limit; the next attempt has little left to do.
     resolved = (run / "job.yaml").read_text()
-    (run / "job.yaml").write_text(resolved.replace('"100000"', '"12"'))
+    (run / "job.yaml").write_text(resolved.replace('"1000000000"', '"12"'))
     fragile.scancel("--signal=USR2", job)
     wait_for(lambda: (run / "manifest.json").exists() or state(run, env)["state"] == "failed")
     assert state(run, env)["state"] == "complete", said(run)

@@ -330,14 +330,6 @@ def test_config_of_another_model(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight is [400, 64] instead of [500, 64]" in refused(path)
 
 
-def test_quantized_checkpoints_are_refused_when_their_dtype_matters() -> None:
-    checkpoint = Checkpoint.known("meta-llama/Llama-3.1-8B")
-    assert checkpoint is not None
-    config = {**checkpoint.config, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(WeightsError, match="quantized"):
-        Checkpoint(config, checkpoint.tensors, "here").dtype()
-
-
 def refused(path: Path) -> str:
     """What is said about a broken checkpoint: what and where."""
     with pytest.raises(WeightsError) as caught:

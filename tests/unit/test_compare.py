@@ -10,7 +10,7 @@ import pytest
 from jobs import launcher
 from report_runs import Pipeline
 
-from launcher.errors import RunFailed
+from launcher.errors import Damaged, RunFailed
 from launcher.plan.plan import DevicePlan, Plan, Predicted
 from launcher.report.compare import RUN, STAGE, compare, of_run, of_stages, pairs_of
 from launcher.run import Run
@@ -90,6 +90,29 @@ def test_run_that_is_not_complete(tmp_path: Path) -> None:
     with pytest.raises(RunFailed) as caught:
         pairs_of(run, "running")
     assert caught.value.fix == f"launcher status {run.path}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("plan.json", "[1]", "not a plan"),
+        ("plan.json", '{"fits": true}', "not a plan: reasons: Field required"),
+        ("plan.json", "{", "not JSON"),
+        ("summary.json", '{"stages": [{}]}', "not the summary of this run's plan"),
+        ("summary.json", '{"stages": 1}', "not the summary of this run's plan"),
+    ],
+)
+def test_files_that_are_none(name: str, text: str, said: str, tmp_path: Path) -> None:
+    run = Pipeline(steps=10).write(tmp_path)
+    run.manifest.write_text("{}")
+    (run.path / name).write_text(text)
+    with pytest.raises(Damaged) as caught:
+        pairs_of(run, "complete")
+    assert said in caught.value.what
+    assert caught.value.where == str(run.path / name)
+    assert caught.value.cause and caught.value.fix
+    if text == "[1]":
+        assert said in launcher("plan", "--check", run.path, code=1).stderr
 
 
 def test_command(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_nodes_that_share_a_folder_see_each_other(
         one.node = node
         one.open()
         one.say("here", {"host": f"n{node}", "won": one.race()})
-        return one.hear("here", 20, range(3))
+        return one.hear("here", 300, range(3))
 
     with ThreadPoolExecutor(3) as pool:
         heard = list(pool.map(attend, range(3)))
@@ -151,12 +152,16 @@ def test_a_node_that_is_late_takes_nobodys_findings_along(
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
     monkeypatch.setattr(meeting, "SEEN_S", 1.0)
 
+    both = threading.Barrier(2)  # the two that are in time
+
     def attend(node: int) -> tuple[str, set[int]]:
         one = meeting.Meeting(tmp_path)
         one.node = node
         one.open()
         here = {"host": f"n{node}", "won": one.race()}
         one.say("here", here)
+        if node < 2:
+            both.wait()
         shared, heard = one.agree(here)
         return shared.says, set(heard)
 

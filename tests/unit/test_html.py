@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from launcher.measure.bubble import SHARES
 from launcher.report import html
 from launcher.report.compare import of_run
 from launcher.report.html import render, write_report
-from launcher.run import Run, write_json
+from launcher.run import Run, read_json, write_json
 from launcher.runtime import coordinator
 
 EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script>{{ 7*7 }}'\"&"
@@ -156,6 +157,12 @@ def test_secrets_stay_out(tmp_path: Path) -> None:
 def test_a_run_that_is_not_complete_says_so_and_gets_no_summary(tmp_path: Path) -> None:
     run = Pipeline(steps=4, attempts=1).write(tmp_path, complete=False)
     run.attempt_file(run.list_attempts()[0], "ended").unlink()
+    write_report(run)
+    page = Parsed(run.report.read_text())
+    assert "silent" in page.text
+    assert ", heard of at" in page.text
+    last = run.statuses(run.list_attempts()[0])[0]
+    write_json(last, {**read_json(last), "updated": time.time()})
     write_report(run)
     page = Parsed(run.report.read_text())
     assert "under way" in page.text

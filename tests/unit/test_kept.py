@@ -1,4 +1,5 @@
-"""Modules that transformers keeps in float32: told from its source as its classes have it, and refused by a plan."""
+"""Models that can't be streamed: with modules that transformers keeps in float32, or with weights that it computes. Told
+from its source as its classes and its table have it, and refused by a plan."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ import importlib
 
 import pytest
 from test_streamed_place import DEMAND, LLAMA
+from transformers import CONFIG_MAPPING
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from launcher.errors import UsageError
 from launcher.job.spec import JobSpec
+from launcher.model.recipe import _operations, _Unlike
 from launcher.plan.checkpoint import Checkpoint
-from launcher.plan.kept import kept_in_float32, not_streamed
+from launcher.plan.kept import _is_computed, kept_in_float32, not_streamed
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
 from launcher.strategies import streamed
@@ -62,3 +67,26 @@ def test_streaming_them_is_refused_before_anything_is_queued() -> None:
     with pytest.raises(UsageError, match="q_norm"):
         place("afmoe", "float16")
     assert place("afmoe", "bfloat16").fits
+    with pytest.raises(UsageError, match="transformers computes"):
+        place("hrm_text", "float32")
+
+
+def test_computed_weights_are_those_that_no_recipe_can_follow() -> None:
+    """For every type of model that the library has a conversion for."""
+    checked = 0
+    for name in CONFIG_MAPPING:
+        conversions = get_checkpoint_conversion_mapping(name) or []
+        expected = any(
+            isinstance(entry, WeightConverter) and not follows(entry) for entry in conversions
+        )
+        assert _is_computed(name) == expected, name
+        checked += expected
+    assert checked
+
+
+def follows(converter: WeightConverter) -> bool:
+    try:
+        _operations(converter)
+    except _Unlike:
+        return False
+    return True

@@ -9,10 +9,11 @@ import pytest
 from ledger_runs import FIRST, answer, fail, make_run, rows_in, write
 
 from launcher import ledger
-from launcher.errors import PreflightError
+from launcher.errors import PreflightError, RunFailed
 from launcher.input.results import encode_line
 from launcher.records import Attempt
 from launcher.run import Run, read_json
+from launcher.runtime import coordinator
 
 
 def finish(run: Run) -> ledger.Counts:
@@ -166,13 +167,36 @@ def test_verify_names_what_is_wrong(tmp_path: Path, spoil: object, says: str) ->
 
 def test_verify_of_a_run_that_is_not_complete(tmp_path: Path) -> None:
     run = make_run(tmp_path, 50)
-    assert ledger.verify(run) == ["the run is not complete: it has no manifest.json"]
+    write(run, FIRST, 1, answer(0))
+    assert ledger.verify(run) == ["the run is not complete: 49 of its rows are still to be done"]
     write(run, FIRST, 0, *(answer(row) for row in range(50)))
+    assert ledger.verify(run) == ["the run is not complete: its results are not gathered yet"]
     finish(run)
     run.outputs.write_text("x\n" * 50)
     assert len(ledger.verify(run)) == 20
     run.errors.unlink()
-    assert ledger.verify(run) == ["errors.jsonl is missing"]
+    assert ledger.verify(run) == ["errors.jsonl is missing; launcher resume gathers it again"]
+
+
+def test_results_of_a_complete_run_are_gathered_again_or_it_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, 5, output="parquet")
+    write(run, FIRST, 0, *(answer(row) for row in range(4)), fail(4))
+    finish(run)
+    run.summary.write_text("{}")
+    kept = {path: path.read_bytes() for path in ledger.results(run)}
+    assert len(kept) == 3
+    for path, content in kept.items():
+        path.unlink()
+        coordinator.restore(run)
+        assert path.read_bytes() == content
+    assert not ledger.verify(run)
+    run.errors.unlink()
+    run.journal(FIRST, 0).write_bytes(b"")
+    with pytest.raises(RunFailed, match=r"errors.jsonl can't be gathered again: 5 rows") as caught:
+        coordinator.restore(run)
+    assert "manifest.json" in str(caught.value.fix)
 
 
 def test_a_merge_that_can_not_write_says_where(tmp_path: Path) -> None:

@@ -74,9 +74,8 @@ def test_strangers_are_no_nodes_and_pile_up_nowhere() -> None:
 
 
 def test_without_a_line_the_agent_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
-    with Lifelines() as other:
-        other.call("127.0.0.1", port, "token", 1)
+    with socket.socket() as nobody, Lifelines() as other:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen; nor does anybody else meanwhile
+        other.call("127.0.0.1", nobody.getsockname()[1], "token", 1)
         assert other.broken() == {}
     assert "no lifeline to node 0" in caplog.text

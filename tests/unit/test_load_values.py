@@ -145,4 +145,6 @@ def test_the_schema_has_every_field_and_both_spellings() -> None:
     slurm = schema["$defs"]["SlurmSpec"]["properties"]
     assert slurm["mail-type"] == slurm["mail_type"]
     assert schema["$defs"]["ParallelSpec"]["properties"]["strategy"]["enum"] == strategy_names()
+    limit = schema["$defs"]["LimitsSpec"]["properties"]["step"]["anyOf"]
+    assert [kind["type"] for kind in limit] == ["number", "string"]  # 90, or 90s
     json.dumps(schema)

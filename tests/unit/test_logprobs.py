@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from models import make_model
@@ -18,9 +19,11 @@ from launcher.engine.told import LEAST, describe
 from launcher.input.results import decode_line, encode_line, result_row
 from launcher.input.rows import parse_row
 from launcher.job.spec import GenerationSpec, ModelSpec
+from launcher.ledger.table import write_table
 from launcher.measure.spans import NullRecorder
 from launcher.model.local import LocalStepModel
 from launcher.model.message import Form, Message, answer, answered
+from launcher.model.sampling import outcome
 from launcher.model.step import Step
 from launcher.model.weights import Loading, load_model
 from launcher.plan.plan import Batch
@@ -78,6 +81,17 @@ def test_they_are_those_of_the_model_and_rows_that_do_not_ask_have_none(tmp_path
                 assert drawn == int(logs.argmax())
             tokens.append(drawn)
         assert text.decode(tokens[-NEW:]) == found[row.index].text
+
+
+def test_a_vocabulary_of_fewer_tokens_than_are_asked_for() -> None:
+    logits, ones = torch.tensor([[0.0, 2.0, 1.0]]), torch.ones(1, dtype=torch.int64)
+    step = Step(0, "decode", ones, ones[:, None], ones, ones, tops=20)
+    found = outcome(logits, step)
+    assert found.numel() == step.answers
+    token, *told = found[0].tolist()
+    text = cast(Text, SimpleNamespace(piece=lambda before, token: "abc"[token]))
+    (entry,) = describe(text, [int(token)], [told], 20)
+    assert [each["token"] for each in entry["top_logprobs"]] == ["b", "c", "a"]
 
 
 def test_they_travel_between_stages() -> None:
@@ -138,6 +152,18 @@ def test_official_shapes() -> None:
         "top_logprobs": [{"é": -0.5}, {}],
         "text_offset": [0, 1],
     }
+
+
+def test_a_table_has_them_as_a_column(tmp_path: Path) -> None:
+    told = Generation(0, "a", "é", "stop", 1, 1, [ENTRY, {**ENTRY, "bytes": None}])
+    rows = [
+        json.loads(result_row(encode_line(row), row, "jsonl", {}))
+        for row in (told, Generation(1, "b", "x", "stop", 1, 1))
+    ]
+    (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_table(tmp_path / "outputs.jsonl", tmp_path / "outputs.parquet")
+    found = pq.read_table(tmp_path / "outputs.parquet").to_pylist()
+    assert found == [rows[0], {**rows[1], "logprobs": None}]
 
 
 def test_tokens_behind_a_stop_string_are_not_told(tmp_path: Path) -> None:

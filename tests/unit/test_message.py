@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from launcher.job.spec import MOST_BIASED
 from launcher.model.link import ENVELOPE
 from launcher.model.message import STEPS_FORM, Form, Message, announce, answer, answered, stop
-from launcher.model.step import MOST_ASKED, MOST_ROWS, Scoring, Step, StepSampling
+from launcher.model.step import (
+    MOST_ASKED,
+    MOST_ROWS,
+    LogitBias,
+    Scoring,
+    Step,
+    StepSampling,
+)
 from launcher.plan.plan import Batch
 
 BATCH = Batch(groups=2, slots=3, max_length=64, prefill_chunk=8)
@@ -59,6 +67,32 @@ def test_round_trip(dtype: torch.dtype, width: int, sampling: StepSampling | Non
             one, other = (getattr(s, field.name) for s in (found.step.sampling, sampling))
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
+
+
+def biases(entries: int) -> LogitBias:
+    """Of ``entries`` tokens in each row of ``step``."""
+    each = torch.arange(3 * entries)
+    return LogitBias(each // entries, each % entries, each.double() / 7 - 100)
+
+
+@pytest.mark.parametrize("entries", [1, MOST_BIASED + BATCH.max_length])
+def test_changed_logits(entries: int) -> None:
+    sent, form = replace(step([2, 5, 1], SAMPLING), bias=biases(entries)), Form(5, torch.bfloat16)
+    hidden = torch.randn(8, 5).to(torch.bfloat16)
+    data, buffer = form.pack(Message(sent, 9, hidden)), form.buffer(BATCH)
+    assert len(data) <= len(buffer), "a step as large as the batch allows"
+    buffer[: len(data)] = data
+    found = form.unpack(buffer)
+    assert found is not None and found.step.bias is not None and sent.bias is not None
+    assert torch.equal(found.hidden, hidden)
+    buffer.fill_(-1)
+    for field in fields(LogitBias):
+        one, other = (getattr(bias, field.name) for bias in (found.step.bias, sent.bias))
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    heard = STEPS_FORM.unpack(announce(sent, 9))
+    assert heard is not None
+    assert heard.step.bias is None, "only one rank draws"
 
 
 def test_a_step_outlives_the_buffer_that_it_came_in() -> None:

@@ -12,6 +12,7 @@ from launcher import ledger
 from launcher.disk import write_json
 from launcher.logs import get_logger
 from launcher.report.metrics import metrics_text
+from launcher.report.snapshot import Snapshot
 from launcher.run import Run
 from launcher.runtime.exporter import Exporter
 
@@ -43,8 +44,7 @@ def test_rows_and_ranks_of_a_run_that_goes(tmp_path: Path) -> None:
     (run.attempts / FIRST.name).mkdir()
     write(run, FIRST, 0, answer(0), fail(1))
     status(run, 0, 'odd"host\\')
-    finished = ledger.Finished(run)
-    found = samples(metrics_text(run, finished))
+    found = samples(metrics_text(Snapshot.take(run, ledger.Finished(run))))
     rows = {labels: value for (name, labels), value in found.items() if name == "launcher_rows"}
     assert rows == {
         'run="run",state="ok"': 1,
@@ -71,7 +71,7 @@ def test_a_complete_run_has_the_figures_of_its_summary(tmp_path: Path) -> None:
     }
     write_json(run.summary, {"tokens_per_s": 12.5, "bubble": None, "stages": [stage]})
     write_json(run.manifest, {})
-    found = samples(metrics_text(run, ledger.Finished(run)))
+    found = samples(metrics_text(Snapshot.take(run, ledger.Finished(run))))
     assert found["launcher_tokens_per_s", 'run="run"'] == 12.5
     assert ("launcher_bubble", 'run="run"') not in found
     of_stage = 'run="run",world="0",replica="0",stage="1",shard="0",rank="1",what="busy"'
@@ -86,6 +86,46 @@ def test_the_exporter_writes_at_once_and_at_the_end(tmp_path: Path) -> None:
     found = samples(run.metrics.read_text())
     assert found["launcher_rows", 'run="run",state="ok"'] == 2
     assert [path.name for path in run.path.glob(".*")] == []
+
+
+def rows_ok(run: Run) -> float:
+    return samples(run.metrics.read_text())["launcher_rows", 'run="run",state="ok"']
+
+
+def test_one_agent_of_several_keeps_the_file_fresh_and_others_take_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 4)
+    attempts = [ledger.open_attempt(run, world, {}) for world in (0, 1)]
+    one, other = (Exporter(run, world=world) for world in (0, 1))
+    one._write()
+    write(run, attempts[0], 0, answer(0))
+    other._write()
+    assert rows_ok(run) == 0, "the other agent's file is fresh"
+    one._write()
+    other._write()
+    assert rows_ok(run) == 1
+    ledger.end_attempt(run, attempts[0], {"kind": "done"})
+    one._write(last=True)
+    write(run, attempts[1], 0, answer(1))
+    other._write()
+    assert rows_ok(run) == 1, "it was changed since the last look"
+    other._write()
+    assert rows_ok(run) == 2, "nobody changes it any more"
+
+
+def test_the_last_agent_at_work_writes_the_last_word(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 4)
+    attempts = [ledger.open_attempt(run, world, {}) for world in (0, 1)]
+    one, other = (Exporter(run, world=world) for world in (0, 1))
+    for exporter in (one, other, one):
+        exporter._write()
+    write(run, attempts[1], 0, answer(0))
+    other._write(last=True)
+    assert rows_ok(run) == 0, "the agent of world 0 is at work, and will tell"
+    ledger.end_attempt(run, attempts[0], {"kind": "drained"})
+    one._write()
+    write(run, attempts[1], 1, answer(1))
+    other._write(last=True)
+    assert rows_ok(run) == 2
 
 
 def test_an_exporter_that_can_not_write_says_so_once_and_harms_nobody(

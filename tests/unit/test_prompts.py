@@ -244,14 +244,33 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
     assert index.request(1) == Request(1, "b", Sampling(6, seed=1), prompt="hi")
 
 
+def test_biases_of_a_row_and_of_the_spec(tmp_path: Path) -> None:
+    rows = lines(
+        body_row(presence_penalty=-2, frequency_penalty=0.5, logit_bias={"5": 1, "7": -99.5}),
+        {**body_row(logit_bias=None, presence_penalty=None), "custom_id": "b"},
+    )
+    index = index_of(tmp_path, rows, "openai", generation={"logit_bias": {"9": 3}})
+    found = [index.request(row) for row in (0, 1)]
+    assert [row.sampling for row in found if isinstance(row, Request)] == [
+        Sampling(
+            presence_penalty=-2, frequency_penalty=0.5, logit_bias=((5, 1), (7, -99.5)), seed=0
+        ),
+        Sampling(logit_bias=((9, 3),), seed=1),
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "code", "says"),
     [
-        (body_row(n=2), "unsupported_option", "n = 2"),
+        (body_row(n=2), "unsupported_option", "n = 2 is not supported: a row has one answer"),
         (body_row(tools=[{"type": "function"}]), "bad_tools", "tools[0]"),
         (body_row(tools={"type": "function"}), "bad_tools", "list"),
         (body_row(tool_choice="required"), "unsupported_option", "tool_choice"),
-        (body_row(logit_bias={"5": 1}), "unsupported_option", "logit_bias"),
+        (body_row(logit_bias={"5": 101}), "bad_sampling", "logit_bias.5"),
+        (body_row(logit_bias={"5": True}), "bad_sampling", "logit_bias.5"),
+        (body_row(logit_bias={"five": 1}), "bad_sampling", "logit_bias.five"),
+        (body_row(logit_bias=[5]), "bad_sampling", "logit_bias"),
+        (body_row(logit_bias={str(n): 1 for n in range(1025)}), "bad_sampling", "1024 items"),
         (body_row(echo=True), "unsupported_option", "echo"),
         (body_row("/v1/completions", echo="yes"), "bad_echo", "yes"),
         (body_row("/v1/completions", best_of=3), "unsupported_option", "best_of"),
@@ -265,7 +284,8 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
         (body_row(logprobs=True, top_logprobs=21), "bad_sampling", "top_logprobs"),
         (body_row("/v1/completions", logprobs=True), "bad_sampling", "logprobs"),
         (body_row("/v1/completions", logprobs=1, echo=True), "unsupported_option", "task score"),
-        (body_row(presence_penalty=0.5), "unsupported_option", "presence_penalty"),
+        (body_row(presence_penalty=2.5), "bad_sampling", "presence_penalty"),
+        (body_row(frequency_penalty="1"), "bad_sampling", "frequency_penalty"),
         (
             body_row(response_format={"type": "json_object"}),
             "unsupported_option",

@@ -238,6 +238,19 @@ def test_not_a_number_fails_its_row_alone(attention: str, tmp_path: Path) -> Non
     check(case, found)
 
 
+def test_slots_forget_prefixes_that_went_wrong(tmp_path: Path) -> None:
+    case = Case(make_model(tmp_path, "llama"))
+    with torch.no_grad():
+        case.model.get_input_embeddings().weight[case.text.tokens("\n", special=False)] = torch.inf
+    batch = Batch(groups=2, slots=2, max_length=LENGTH, prefill_chunk=64)
+    engine = ScoreEngine(watched(case, batch), case.text, batch)
+    rows = iter([request(n, f"{'Q' * n}\n", ["X", "JW"]) for n in range(20)])
+    held: list[int] = []
+    assert engine.run(lambda: next(rows, None), lambda _: held.append(len(engine._holders)))
+    assert len(held) == 20
+    assert max(held) <= batch.groups * batch.slots
+
+
 def test_a_stop_gives_up_what_is_in_flight(llama: Case) -> None:
     batch = Batch(groups=2, slots=2, max_length=LENGTH, prefill_chunk=8)
     engine = ScoreEngine(watched(llama, batch), llama.text, batch)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from jobs import launcher
 
-from launcher.errors import PreflightError, SpecError, UsageError
+from launcher.errors import PreflightError, SpecError
+from launcher.job import accelerate
 from launcher.job.load import dump_spec, json_schema, load_resolved, load_spec
-from launcher.plan import accelerate
 from launcher.prepare import plan_job
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -99,9 +99,6 @@ def test_deepspeed_is_asked_for_before_anything_is_queued(monkeypatch: pytest.Mo
     assert made["distributed_type"] == "DEEPSPEED"
     # It would start the other nodes' processes itself, by ssh.
     assert made["deepspeed_config"] == {"zero_stage": 3, "deepspeed_multinode_launcher": "standard"}
-    both = accelerate.schema().model_validate({"deepspeed": {}, "fsdp": {}})
-    with pytest.raises(PreflightError, match="at once"):
-        accelerate.config(both, 2)
 
 
 def test_mistakes_in_accelerates_options_have_their_places(tmp_path: Path) -> None:
@@ -159,15 +156,43 @@ def test_ranks_are_the_nodes_gpus_or_as_many_as_asked_for(tmp_path: Path) -> Non
 
 def test_what_can_not_run_is_refused_before(tmp_path: Path) -> None:
     path = write(tmp_path)
-    with pytest.raises(UsageError, match="no script here"):
-        planned(path, "script.path=other.py")
+    assert "there is no script" in mistakes(path, "script.path=other.py")
     (tmp_path / "tool").write_text("#!/bin/sh\n")
-    with pytest.raises(UsageError, match="neither a Python file nor a program"):
-        planned(path, "script.path=tool")
+    assert "neither a Python file nor a program" in mistakes(path, "script.path=tool")
     (tmp_path / "tool").chmod(0o755)
     assert planned(path, "script.path=tool").fits
-    with pytest.raises(UsageError, match="worlds of an array"):
-        planned(path, "slurm.array=2")
+    assert "worlds of an array" in mistakes(path, "slurm.array=2")
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    """With the words of the spec, its accelerate's options; and then all that is not there."""
+    both = {"fsdp": {"versoin": 2}, "deepspeed": {"zero_stage": "x"}}
+    said = mistakes(write(tmp_path, accelerate=both, resources={"nodse": 2}), "script.args=x")
+    for words in (
+        "unknown key `accelerate.fsdp.versoin`",
+        "`accelerate.deepspeed.zero_stage` should be",
+        "job.yaml:13:3: accelerate can't do fsdp and deepspeed at once (keep one)",
+        "unknown key `resources.nodse`",
+        "`script.args` should be a list",
+    ):
+        assert words in said
+    path = write(
+        tmp_path,
+        script={"path": "nothing.py", "directory": "nowhere"},
+        accelerate={"deepspeed": {"config_file": "zero.json"}},
+        slurm={"array": 2, "time": "00:02:00"},
+        resources={"gpus_per_node": 1, "gpu": "A100-80"},
+    )
+    said = mistakes(path)
+    for words in (
+        "job.yaml:4:9: there is no script nothing.py",
+        "job.yaml:5:14: there is no folder nowhere",
+        "job.yaml:11:18: there is no file zero.json",
+        "job.yaml:13:10: the worlds of an array",
+        "told to stop",
+        "job.yaml:8:8: there is no GPU profile 'A100-80'",
+    ):
+        assert words in said, said
 
 
 def test_planning_a_script_imports_no_torch() -> None:
@@ -183,3 +208,4 @@ def test_planning_a_script_imports_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     assert "script: 1 node, CPU, 2 ranks on each" in done.stdout
     assert "fsdp_version" in done.stdout
+    assert "use_cpu" not in done.stdout, "what is in every config file"

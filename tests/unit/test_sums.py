@@ -12,6 +12,7 @@ import pytest
 from adder import adder_path
 from jobs import launcher, write_job
 
+from launcher import plan_job, run_here, submit
 from launcher.errors import PreflightError, WeightsError
 from launcher.plan.sums import RECORD, recheck, verify_weights
 
@@ -103,4 +104,9 @@ def test_the_option_of_plan_and_run(model: Path, tmp_path: Path) -> None:
     launcher("plan", spec)  # nobody asked
     refused = launcher("run", spec, "--verify-weights", "--run-dir", tmp_path / "run", code=3)
     assert FILE in refused.stderr and "sha256" in refused.stderr
+    with pytest.raises(WeightsError, match=FILE):
+        plan_job(spec, verify=True)
+    for start in (run_here, submit):
+        with pytest.raises(WeightsError, match=FILE):
+            start(spec, run_dir=tmp_path / "run", verify=True)
     assert not (tmp_path / "run").exists()

@@ -116,6 +116,7 @@ def state(**changes: Any) -> dict[str, Any]:
     attempt = {"name": "w0000-a0001", "world": 0, "host": "node1", "job_id": "77_0", "started": 0.0}
     rank = {"attempt": "w0000-a0001", "rank": 0, "replica": 0, "host": "node1", "phase": "running"}
     seen = {"phase_since": now - 90, "updated": now, "rows_done": 410, "rows_failed": 2}
+    seen |= {"last_phase": "running", "heard_s": 0.0}
     values: dict[str, Any] = {
         "run": "demo-0001",
         "path": "/runs/demo-0001",
@@ -125,7 +126,9 @@ def state(**changes: Any) -> dict[str, Any]:
         "eta_s": 312.0,
         "scheduler": "slurm",
         "jobs": {"77_0": "running", "77_1": "pending"},
-        "attempts": [{**attempt, "draining": None, "outcome": None, "error": None}],
+        "attempts": [
+            {**attempt, "draining": None, "outcome": None, "state": "running", "error": None}
+        ],
         "ranks": [{**rank, **seen, "completion_tokens": 20_000}],
         "failure": None,
     }
@@ -153,6 +156,13 @@ ALL = [
     runs_table([state()]),
     status_table(state()),
 ]
+
+
+def test_runs_of_the_same_name_are_called_by_their_directories() -> None:
+    rows = [state(run="a-0001", path=f"/{user}/a-0001") for user in ("one", "two")]
+    shown = " ".join(lines(runs_table([*rows, state(run="b-0001", path="/one/b-0001")])))
+    assert "/one/a-0001" in shown and "/two/a-0001" in shown
+    assert "b-0001" in shown and "/one/b-0001" not in shown
 
 
 def test_plan_says_what_sits_where() -> None:
@@ -303,6 +313,11 @@ def test_status_shows_rows_jobs_attempts_and_ranks() -> None:
     assert "slurm: 77_0 running, 77_1 pending" in shown
     assert "w0000-a0001  1970-01-01 00:00:00  node1  77_0  running" in shown
     assert shown[-1].split()[:7] == ["0", "0", "node1", "running", "1m30s", "410", "2"]
+    (rank,) = state()["ranks"]
+    gone = {**rank, "phase": "gone", "heard_s": 40.0}
+    shown = lines(status_table(state(ranks=[gone])))
+    assert "gone, was running" in shown[-1]
+    assert shown[-1].endswith("40.0s ago")
 
 
 def test_status_of_a_failed_run_says_what_to_do() -> None:

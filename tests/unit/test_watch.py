@@ -31,11 +31,12 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
         "rows_failed": 0,
         "completion_tokens": 5000,
     }
-    return {**usual, **changes}
+    found = {**usual, **changes}
+    return {"last_phase": found["phase"], **found}
 
 
 def state(ranks: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    attempt = {"name": "w0000-a0001", "world": 0, "draining": None, "outcome": None}
+    attempt = {"name": "w0000-a0001", "world": 0, "draining": None, "state": "running"}
     usual = {
         "run": "demo-0001",
         "path": "/shared/runs/demo-0001",
@@ -97,8 +98,8 @@ def test_the_screen_fits_and_shows_those_that_lag() -> None:
 
 
 def test_worlds_and_failures_are_on_it() -> None:
-    second = {"name": "w0001-a0002", "world": 1, "draining": "asked", "outcome": None}
-    first = {"name": "w0000-a0001", "world": 0, "draining": None, "outcome": "failed"}
+    second = {"name": "w0001-a0002", "world": 1, "draining": "asked", "state": "running"}
+    first = {"name": "w0000-a0001", "world": 0, "draining": None, "state": "failed"}
     failure = {
         "where": "rank 3 on n1",
         "what": "out of memory",

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from launcher import ledger
+from launcher.errors import Superseded
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, request_drain, write_json
-from launcher.runtime import failure
-from launcher.runtime.watchdog import Freshness, Outcome, Watchdog, conclude
+from launcher.runtime import failure, process
+from launcher.runtime import watchdog as module
+from launcher.runtime.oom import OomKills
+from launcher.runtime.outcome import Outcome, conclude
+from launcher.runtime.watchdog import Freshness, Watchdog
 
 ATTEMPT = Attempt(0, 1)
 
@@ -68,6 +74,7 @@ def look(watching: Watchdog, phases: list[str], at_s: float, steps: int = 3) -> 
         write_json(watching.run.status(ATTEMPT, rank), asdict(status))
     for key, (value, seen) in list(watching.fresh.seen.items()):
         watching.fresh.seen[key] = value, seen - at_s
+    watching._look()
     return watching._deadlines()
 
 
@@ -107,7 +114,7 @@ def test_a_first_stage_that_is_stuck_is_blamed(
 def test_a_rank_that_moves_on_is_let_be(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
     watching = watchdog(tmp_path, child, 2, "60s")
     for steps in range(5):
-        assert look(watching, ["running", "running"], 59, steps) is None
+        assert look(watching, ["running", "running"], 40, steps) is None
 
 
 def test_a_rank_that_has_finished_may_be_silent(
@@ -157,27 +164,26 @@ def test_time_in_which_the_agent_itself_stood_still_counts_for_nobody() -> None:
 
 
 def test_node_0_waits_for_nodes_that_work_on(
-    tmp_path: Path, child: subprocess.Popen[bytes]
+    tmp_path: Path, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a clock that goes on half of limits.stall each time node 0 looks; the other one says something meanwhile."""
     watching = watchdog(tmp_path, child, 1, "60s")
     watching.plan = watching.plan.model_copy(update={"nodes": 2})
-    done = Outcome("done")
+    done, path, now = Outcome("done"), watching.run.node(ATTEMPT, 1), 0.0
+    beats = iter(range(10))
 
-    def other_node() -> None:
-        path = watching.run.node(ATTEMPT, 1)
-        for beat in range(10):
+    def sleep(_: float) -> None:
+        nonlocal now
+        now += watching.spec.limits.stall / 2
+        beat = next(beats, None)
+        if beat is not None:
             write_json(path, {"host": "n2", "beat": beat, "outcome": None}, durable=False)
-            time.sleep(0.2)
-        conclude(watching.run, ATTEMPT, 1, Outcome("drained"))
+        elif path.exists():
+            conclude(watching.run, ATTEMPT, 1, Outcome("drained"))
 
-    watching.spec = watching.spec.model_copy(
-        update={"limits": watching.spec.limits.model_copy(update={"stall": 1.0})}
-    )
-    thread = threading.Thread(target=other_node)
-    thread.start()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     assert watching.gather(done) == Outcome("drained")
-    thread.join()
-    watching.run.node(ATTEMPT, 1).unlink()
+    path.unlink()
     silent = watching.gather(done)
     assert silent.kind == "failed"
     assert "node 1 fell silent" in str(silent.error)
@@ -203,8 +209,67 @@ def test_a_rank_that_drains_has_all_of_limits_drain(
     tmp_path: Path, child: subprocess.Popen[bytes]
 ) -> None:
     watching = watchdog(tmp_path, child, 2, "60s")
-    assert draining(watching, ["draining", "finished"], 59) is None
+    assert draining(watching, ["draining", "finished"], 40) is None
     assert draining(watching, ["draining", "finished"], 61) == Outcome("drained")
+
+
+def test_a_later_attempt_ends_the_watch(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    watching = watchdog(tmp_path, child, 1, "60s")
+    ledger.open_attempt(watching.run, 0, {})
+    with pytest.raises(Superseded, match="w0000-a0002 has taken over from w0000-a0001"):
+        watching.watch()
+    assert child.poll() is not None
+    watching.plan, watching.last_look = watching.plan.model_copy(update={"nodes": 2}), 0.0
+    with pytest.raises(Superseded):
+        watching.gather(Outcome("done"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "how", "cause"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended with signal SIGKILL", "out of memory, or"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with signal SIGSEGV", "a crash in a lib"),
+        ("os._exit(3)", "ended with exit code 3", None),
+        ("os._exit(0)", "died, and nobody saw how", "it was ended from outside, crashed, or ran"),
+    ],
+)
+def test_a_rank_that_is_gone_is_told_with_its_own_end(
+    ends: str, how: str, cause: str | None, tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 1, "60s")
+    with subprocess.Popen([sys.executable, "-c", f"import os, signal; {ends}"]) as rank:
+        while process.start_time(rank.pid):  # nobody waits for it, as with a busy launcher
+            time.sleep(0.01)
+        status = RankStatus(ATTEMPT.name, 0, 0, "here", rank.pid, "running")
+        write_json(watching.run.status(ATTEMPT, 0), asdict(status))
+        watching._look()
+        assert watching._gone() is None
+    (seen, code) = watching.gone_seen[0]
+    watching.gone_seen[0] = seen - 10, code
+    outcome = watching._gone()
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["what"] == f"rank 0 {how}"
+    assert outcome.error["where"] == "rank 0 on here"
+    assert (outcome.error["cause"] or "").startswith(cause or "")
+    assert (outcome.error["cause"] is None) is (cause is None)
+
+
+def test_the_kernel_is_asked_whether_it_was_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, codes = Run.create(tmp_path / "run"), (-signal.SIGKILL, -signal.SIGSEGV)
+    run.attempt_dir(ATTEMPT).mkdir()
+    now = OomKills.count()
+    for before, word in (
+        (now, "or somebody ended it"),
+        (OomKills(now.host - 1, now.own), "a process of this host"),
+        (OomKills(now.host - 1, now.own - 1), "a process of this job"),
+    ):
+        killed, crashed = (failure.of_rank(run, ATTEMPT, 0, "n1", c, before) for c in codes)
+        assert word in str(killed.cause)
+        assert ("batch.slots" in str(killed.fix)) is (before != now)
+        assert "memory" not in str(crashed)
 
 
 @pytest.mark.parametrize(

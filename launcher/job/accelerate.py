@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, create_model
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, create_model
 
-from launcher.errors import PreflightError
+from launcher.errors import PreflightError, Problem
+from launcher.job.nodes import Node
+from launcher.job.problems import explain
 from launcher.job.section import Count, Section
 
 # Sections of the spec, and how accelerate's own names of their options begin. Its config file says `fsdp_config` ...
@@ -34,6 +36,10 @@ OURS = {
     *("deepspeed_hostfile", "deepspeed_multinode_launcher"),
     *("deepspeed_exclusion_filter", "deepspeed_inclusion_filter"),
 }
+# What is the same in every config file. A CPU's ranks are told so by their environment: see runtime/script.py.
+ALWAYS = {"compute_environment": "LOCAL_MACHINE", "use_cpu": False}
+# One `accelerate launch` per node runs already.
+OUR_DEEPSPEED = {"deepspeed_multinode_launcher": "standard"}
 TRUTH = ("true", "false")
 EITHER = ("fsdp_reshard_after_forward",)  # a truth value, or a word of FSDP's first version
 
@@ -64,29 +70,41 @@ def schema() -> type[Section]:
     return create_model("AccelerateSpec", __base__=Section, **fields)
 
 
+def mistakes(root: Node, chosen: Any) -> list[Problem]:
+    """What the installed accelerate would not take of ``chosen``, the section of the spec ``root``: all of it, with its
+    places. Raises PreflightError without an accelerate."""
+    node, found = root.child("accelerate"), list[Problem]()
+    if node is None or not isinstance(chosen, dict):
+        return found
+    try:
+        schema().model_validate(chosen)
+    except ValidationError as error:
+        found = explain(error, node, schema(), ("accelerate",))
+    kinds = [name for name in KINDS if chosen.get(name) is not None]
+    if len(kinds) > 1:
+        what = f"accelerate can't do {' and '.join(kinds)} at once"
+        found.append(Problem((node.child(kinds[1]) or node).key_where, what, "keep one"))
+    return found
+
+
 def config(chosen: Section, ranks: int) -> dict[str, Any]:
     """``chosen`` (of ``schema``) as the config file of a world of ``ranks``: what is left open stays accelerate's
-    own default. Raises PreflightError for sections that exclude each other and packages that are not here."""
+    own default. Raises PreflightError for packages that are not here."""
     given = chosen.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
     given.pop("num_cpu_threads_per_process", None)  # of each rank: a flag of its node's launch
     kinds = [name for name in KINDS if name in given]
-    if len(kinds) > 1:
-        raise PreflightError(
-            f"accelerate can't do {' and '.join(kinds)} at once", where="accelerate", fix="keep one"
-        )
     if "deepspeed" in given and importlib.util.find_spec("deepspeed") is None:
         raise PreflightError(
             "deepspeed is not installed", where="accelerate.deepspeed", fix="pip install deepspeed"
         )
     made = {
-        "compute_environment": "LOCAL_MACHINE",
+        **ALWAYS,
         "distributed_type": KINDS[kinds[0]] if kinds else "MULTI_GPU" if ranks > 1 else "NO",
-        "use_cpu": False,
         **{name: value for name, value in given.items() if name not in SECTIONS},
         **{_key(name): value for name, value in given.items() if name in SECTIONS},
     }
-    if "deepspeed" in given:  # one `accelerate launch` per node runs already
-        made["deepspeed_config"]["deepspeed_multinode_launcher"] = "standard"
+    if "deepspeed" in given:
+        made["deepspeed_config"] |= OUR_DEEPSPEED
     if "dynamo" in given:
         made["dynamo_config"].setdefault("dynamo_backend", "inductor")
     return made
