@@ -167,6 +167,8 @@ def why(plan: Plan, first: Plan) -> str:
     if not speed(plan):
         return "its speed is not predicted"
     if speed(plan) >= (1 - ALIKE) * speed(first):
+        if plan.world_size == first.world_size:
+            return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s from as many ranks"
         return f"as fast, with {plan.world_size} ranks instead of {first.world_size}"
     predicted, gpus = plan.predicted, plan.nodes * plan.gpus_per_node
     busy, bubble = predicted.utilization or 0.0, predicted.bubble or 0.0

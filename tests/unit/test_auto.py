@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SpecError, UsageError
+from launcher.plan.choose import why
 from launcher.plan.plan import Plan
 from launcher.prepare import plan_job
 
@@ -54,6 +55,16 @@ def test_what_is_said_of_the_ways_not_taken() -> None:
     assert told[("tensor", 1, 2)]["tokens_per_s"] > own["tokens_per_s"]
     assert all(c["reason"] for c in made.candidates[1:])
     assert sum(c["chosen"] for c in made.candidates) == 1
+
+
+def test_what_is_nearly_as_fast_is_said_to_be_that() -> None:
+    first = large()
+    assert first.predicted.tokens_per_s is not None
+    slower = first.predicted.tokens_per_s * 0.985
+    other = first.model_copy(
+        update={"predicted": first.predicted.model_copy(update={"tokens_per_s": slower})}
+    )
+    assert why(other, first) == "1.5% fewer tokens/s from as many ranks"
 
 
 def test_what_does_not_fit_says_what_is_short() -> None:
