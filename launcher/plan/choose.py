@@ -167,9 +167,7 @@ def why(plan: Plan, first: Plan) -> str:
     if not speed(plan):
         return "its speed is not predicted"
     if speed(plan) >= (1 - ALIKE) * speed(first):
-        if plan.world_size == first.world_size:
-            return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s from as many ranks"
-        return f"as fast, with {plan.world_size} ranks instead of {first.world_size}"
+        return _nearly(plan, first)
     predicted, gpus = plan.predicted, plan.nodes * plan.gpus_per_node
     busy, bubble = predicted.utilization or 0.0, predicted.bubble or 0.0
     losses = {
@@ -183,6 +181,12 @@ def why(plan: Plan, first: Plan) -> str:
     if plan.batch.slots < 0.9 * first.batch.slots:
         return f"{plan.batch.slots} rows per step, {first.batch.slots} make more of each reading of the weights"
     return "its steps take longer: fewer ranks share a layer, or more of them exchange results"
+
+
+def _nearly(plan: Plan, first: Plan) -> str:
+    if plan.world_size != first.world_size:
+        return f"as fast, with {plan.world_size} ranks instead of {first.world_size}"
+    return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s from as many ranks"
 
 
 def _short(plan: Plan) -> str:

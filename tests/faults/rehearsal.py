@@ -58,7 +58,7 @@ def serve() -> Iterator[Callable[..., int]]:
         yield play
     finally:
         server.stdin.close()
-        server.wait(30)
+        server.wait(300)
 
 
 class Fork:

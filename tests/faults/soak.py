@@ -124,6 +124,8 @@ def interrupt(running: subprocess.Popen[bytes], run: Path, chance: random.Random
     time.sleep(chance.random() * 5)
     found = processes(run)
     victims = sorted(name for name in found if name.startswith("rank"))
+    if how == "stop" and not victims:
+        return "nothing"  # they have done all there was
     name = chance.choice(victims) if how == "stop" else "command"
     pid = found[name] if how == "stop" else running.pid
     try:

@@ -45,7 +45,7 @@ class Victim:
                 return False  # the id is another process's by now
             signal.pidfd_send_signal(process, number)
             if number == signal.SIGKILL:
-                select.select([process], [], [], 30)
+                select.select([process], [], [], 300)
         except ProcessLookupError:
             return False
         finally:

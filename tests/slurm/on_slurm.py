@@ -32,7 +32,7 @@ def wait_complete(run: Path, env: Env) -> None:
             error and error["error"] != "NodeLost" for error in errors
         )
 
-    wait_for(over, 240)
+    wait_for(over)
     found = state(run, env)
     assert found["state"] == "complete", json.dumps(found["failure"], indent=1) + said(run)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gate import hook
 
 from launcher.bench import machine, products
 from launcher.bench.layers import non_negative_fit
@@ -116,8 +117,20 @@ def test_rank_that_fails_is_told_and_none_is_left() -> None:
         machine._world("cuda" if not torch.cuda.is_available() else "tpu", 2, 1, ["float32"])
 
 
-@pytest.mark.slow
-def test_two_ranks_measure_together() -> None:
+# In the ranks: everything is timed once, matrices need not be larger than caches, and models have two layers.
+QUICK = """
+import sys
+if "launcher.bench.rank" in sys.orig_argv:
+    from launcher.bench import clock, layers, products
+    clock.FEWEST = clock.MOST = 1
+    products.WORKING_SET["cpu"] = 32 << 20
+    for probe in layers.PROBES:
+        probe["num_hidden_layers"] = 2
+"""
+
+
+def test_two_ranks_measure_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", hook(tmp_path / "hook", QUICK)["PYTHONPATH"])
     said = machine._world("cpu", 2, 1, ["bfloat16"])
     speed = Speed.model_validate(said["speed"])
     assert speed.ranks == 2

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from adder import adder_path
+from checkpoint_edits import add_tensor, edit_index, header_of, refused, sharded, write_header
 from jobs import write_job
 from models import make_model
 from safetensors import SafetensorError, safe_open
-from test_checkpoint import add_tensor, edit_index, header_of, refused, sharded, write_header
 
 from launcher import prepare, strategies
 from launcher.errors import WeightsError

@@ -22,7 +22,7 @@ from held_memory import (
     weights_bytes,
 )
 from models import random_model
-from test_streamed import plan_of
+from streamed_cases import plan_of
 
 from launcher.job.spec import JobSpec, ModelSpec
 from launcher.measure.spans import NullRecorder

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ledger_runs import FIRST, answer, fail, make_run, write
 
 from launcher import ledger
 from launcher.disk import write_json
+from launcher.engine.sequence import Counters
 from launcher.logs import get_logger
+from launcher.measure.spans import NullRecorder
 from launcher.report.metrics import metrics_text
 from launcher.report.snapshot import Snapshot
 from launcher.run import Run
 from launcher.runtime.exporter import Exporter
+from launcher.runtime.generate import _between_steps, _in_sweep
+from launcher.runtime.heartbeat import Heartbeat
 
 SAMPLE = re.compile(r'(launcher_\w+)\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)*)\} (\S+)')
 
@@ -86,6 +92,25 @@ def test_the_exporter_writes_at_once_and_at_the_end(tmp_path: Path) -> None:
     found = samples(run.metrics.read_text())
     assert found["launcher_rows", 'run="run",state="ok"'] == 2
     assert [path.name for path in run.path.glob(".*")] == []
+
+
+def test_steps_of_a_streamed_model_only_grow(tmp_path: Path) -> None:
+    """Its rank shows signs of life while a step lasts, which is no step."""
+    run = make_run(tmp_path, 1)
+    attempt = ledger.open_attempt(run, 0, {})
+    beat = Heartbeat(run, attempt, 0, 0, pid=1)
+    engine = cast(Any, SimpleNamespace(counters=Counters()))
+    seen = []
+    for _ in range(3):
+        for _ in range(4):
+            _in_sweep(beat)
+            seen.append(beat.status.steps)
+        engine.counters.steps += 1
+        _between_steps(engine, beat, NullRecorder())
+        seen.append(beat.status.steps)
+    beat.close()
+    assert seen == sorted(seen)
+    assert (beat.status.steps, beat.status.blocks) == (3, 12)
 
 
 def rows_ok(run: Run) -> float:

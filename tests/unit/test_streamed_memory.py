@@ -93,7 +93,7 @@ def run(folder: Path, budget: int, strategy: str = "streamed") -> subprocess.Com
         [sys.executable, "-c", PROGRAM, arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 

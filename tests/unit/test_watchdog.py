@@ -65,11 +65,12 @@ def watchdog(folder: Path, child: subprocess.Popen[bytes], stages: int, step: st
     return Watchdog(run, JobSpec.model_validate(spec), plan, 0, ATTEMPT, child, lambda: None)
 
 
-def look(watching: Watchdog, phases: list[str], at_s: float, steps: int = 3) -> Outcome | None:
-    """What the watchdog says ``at_s`` seconds after the ranks' steps were first seen."""
+def look(watching: Watchdog, phases: list[str], at_s: float, **done: int) -> Outcome | None:
+    """What the watchdog says ``at_s`` seconds after what the ranks have ``done`` was first seen."""
     for rank, phase in enumerate(phases):
+        counts = {"steps": 3} | done
         status = RankStatus(
-            ATTEMPT.name, rank, 0, "here", 1, phase, updated=time.monotonic(), steps=steps
+            ATTEMPT.name, rank, 0, "here", 1, phase, updated=time.monotonic(), **counts
         )
         write_json(watching.run.status(ATTEMPT, rank), asdict(status))
     for key, (value, seen) in list(watching.fresh.seen.items()):
@@ -111,10 +112,13 @@ def test_a_first_stage_that_is_stuck_is_blamed(
     assert outcome.error["where"] == "rank 0 on here"
 
 
-def test_a_rank_that_moves_on_is_let_be(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+@pytest.mark.parametrize("what", ["steps", "blocks", "rows_done"])
+def test_a_rank_that_moves_on_is_let_be(
+    what: str, tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
     watching = watchdog(tmp_path, child, 2, "60s")
-    for steps in range(5):
-        assert look(watching, ["running", "running"], 40, steps) is None
+    for count in range(5):
+        assert look(watching, ["running", "running"], 40, **{what: count}) is None
 
 
 def test_a_rank_that_has_finished_may_be_silent(
