@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "slurm/devcluster"))
 
 from checker import check
 from cluster import Cluster, why_not
+from gate import Gate
 from jobs import journaled, launcher, mixed_rows, wait_for, write_job
 from kills import Killer, victims
 from on_slurm import submit
@@ -35,6 +36,8 @@ SPEC = {
     "slurm": {"array": 2},
     "batch": {"slots": 2},
 }
+
+SHARE = 20  # rows that a rank takes in one attempt while there are kills to come: else a quick machine is done before
 
 
 def main() -> int:
@@ -64,7 +67,8 @@ def disturb(
     cluster: Cluster, spec: Path, run: Path, options: argparse.Namespace
 ) -> tuple[float, Killer]:
     """Seconds from submit to the manifest, and who was killed on the way."""
-    env = {"SLURM_CONF": cluster.env["SLURM_CONF"]}
+    gate = Gate(run.parent / "gate", SHARE)
+    env = {"SLURM_CONF": cluster.env["SLURM_CONF"], **gate.env}
     killer, began = Killer(cluster, run, options.seed), time.monotonic()
     submit(spec, run, env)
     while len(killer.strikes) < options.kills:
@@ -74,6 +78,7 @@ def disturb(
         wait_for(lambda: not victims(cluster, run) and not cluster.squeue())
         assert not (run / "manifest.json").exists(), "it was done before all kills: more --rows"
         launcher("resume", run, env=env)
+    gate.open()
     wait_for((run / "manifest.json").exists)
     return time.monotonic() - began, killer
 

@@ -17,14 +17,16 @@ from checker import check
 from gate import Gate, hook
 from jobs import PATIENCE_S, command, launcher, wait_for, write_job
 
-from launcher import ledger, state
+from launcher import environ, ledger, state
 from launcher.errors import NodeLost, RunFailed, SlurmRefused
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.records import Attempt
 from launcher.report.sofar import behind
 from launcher.run import Run, read_json, write_json
-from launcher.runtime import agent, process, restarts
+from launcher.runtime import agent, failure, process, restarts
+from launcher.runtime.launch import World, launch_argv
+from launcher.runtime.oom import OomKills
 from launcher.runtime.outcome import Outcome
 from launcher.runtime.rendezvous import Node
 
@@ -108,6 +110,20 @@ def test_a_port_that_was_taken_meanwhile_is_stepped_around(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "already in use" in (run / "logs" / "w0000-a0001-launch-0000.log").read_text()
     assert check(run) == []
+
+
+def test_a_port_that_was_taken_meanwhile_fails_an_attempt_on_several_nodes(made: Run) -> None:
+    """The other nodes were told that port; the next attempt takes another. Its error is that of `accelerate launch`."""
+    attempt, env = Attempt(0, 1), environ.for_launch("w0000-a0001", "lo", {})
+    made.attempt_dir(attempt).mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        argv = launch_argv(World(2, 2, 0, "127.0.0.1", port), agent.RANK_MODULE, str(made.path))
+        with made.log(attempt, "launch-0000").open("w") as log:
+            done = subprocess.run(argv, env=env, stderr=log, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 1
+    error = failure.of_ranks(made, attempt, 0, 1, {0: "starting"}, OomKills.count())
+    assert f"port `{port}`, but another process is utilizing it" in error.what
 
 
 def test_all_attempts_together_are_bounded(tmp_path: Path) -> None:

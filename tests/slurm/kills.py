@@ -46,8 +46,8 @@ class Victim:
             signal.pidfd_send_signal(process, number)
             if number == signal.SIGKILL:
                 select.select([process], [], [], 300)
-        except ProcessLookupError:
-            return False
+        except (ProcessLookupError, FileNotFoundError):
+            return False  # it ended meanwhile
         finally:
             os.close(process)
         return True

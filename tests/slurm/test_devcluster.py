@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -167,9 +168,16 @@ def test_a_cut_node_runs_on_out_of_reach_and_heals(fragile):
     assert fragile.srun("-wn3", "hostname") == "n3\n"
 
 
-def test_down_leaves_no_process_link_mount_or_file(cluster, tmp_path):
+@pytest.fixture
+def place():
+    """A folder whose path is short wherever pytest's own are: slurmd's sockets are below it, and have 108 letters."""
+    with tempfile.TemporaryDirectory(prefix="devc-") as folder:
+        yield Path(folder)
+
+
+def test_down_leaves_no_process_link_mount_or_file(cluster, place):
     before, mounts = links(), Path("/proc/self/mounts").read_text()
-    other = Cluster(tmp_path / "other").up(tied=True)
+    other = Cluster(place / "other").up(tied=True)
     namespaces = {namespace(host.pid) for host in other.hosts.values()}
     job = other.sbatch("-N2", "--output=/dev/null", "--wrap=sleep 300 & srun sleep 300")
     other.wait_state(job, "RUNNING")
@@ -185,16 +193,16 @@ def test_down_leaves_no_process_link_mount_or_file(cluster, tmp_path):
     assert cluster.srun("hostname").strip() in cluster.nodes, "the other cluster is as it was"
 
 
-def test_the_cluster_ends_with_its_owner_even_by_sigkill(cluster, tmp_path):
+def test_the_cluster_ends_with_its_owner_even_by_sigkill(cluster, place):
     owner = "import sys, time; from cluster import *; Cluster(Path(sys.argv[1])).up(tied=True); print('up', flush=True); time.sleep(600)"
     before = links()
     with subprocess.Popen(
-        [sys.executable, "-c", owner, tmp_path / "owned"],
+        [sys.executable, "-c", owner, place / "owned"],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(TOOL.parent)},
     ) as process:
         assert process.stdout.readline() == b"up\n"
-        hosts = Cluster(tmp_path / "owned").hosts.values()
+        hosts = Cluster(place / "owned").hosts.values()
         namespaces = {namespace(host.pid) for host in hosts}
         process.send_signal(signal.SIGKILL)
     assert eventually(lambda: processes_in(namespaces) == set())
@@ -223,15 +231,13 @@ def test_the_tool_runs_a_command_with_a_cluster_around_it(cluster):
     assert (done.returncode, done.stdout.split()) == (7, ["ctl", "n1", "n2"]), done.stderr
 
 
-def test_the_tool_keeps_a_cluster_from_one_call_to_the_next(cluster, tmp_path):
+def test_the_tool_keeps_a_cluster_from_one_call_to_the_next(cluster, place):
     def tool(*argv: str) -> str:
-        return cluster.run(
-            [sys.executable, str(TOOL), "--dir", str(tmp_path / "kept"), *argv]
-        ).stdout
+        return cluster.run([sys.executable, str(TOOL), "--dir", str(place / "kept"), *argv]).stdout
 
     try:
         said = tool("up", "--nodes=2", "--gpus=0")
-        assert said == tool("env") == f"export SLURM_CONF={tmp_path}/kept/etc/slurm.conf\n"
+        assert said == tool("env") == f"export SLURM_CONF={place}/kept/etc/slurm.conf\n"
         assert [line.split()[2:] for line in tool("status").splitlines()] == [
             ["on"],
             ["on", "idle"],
