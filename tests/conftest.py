@@ -5,6 +5,7 @@ they compute."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before anybody imports torch
 os.environ["SLURM_CPUS_ON_NODE"] = "1"  # what ranks go by; Slurm's own jobs have their own
+# What a shell starts in the background ignores it, and so would the runs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jobs import launcher, mixed_rows, texts, write_job
 
