@@ -15,10 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["OMP_NUM_THREADS"] = "1"  # before anybody imports torch
 os.environ["SLURM_CPUS_ON_NODE"] = "1"  # what ranks go by; Slurm's own jobs have their own
+from jobs import launcher, mixed_rows, texts, write_job
+
 # What a shell starts in the background ignores it, and so would the runs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from jobs import launcher, mixed_rows, texts, write_job
 
 WHOLE_ROWS = 160
 
