@@ -14,7 +14,7 @@ PARTS = re.compile(
     r"\.(qweight|qzeros|g_idx)$|\.(SCB|absmax|quant_map|quant_state\.[\w.]+)$"
     r"|[._]weight_(scale|scale_inv|packed)$|_proj_(blocks|scales|scale_inv)$"
 )
-FEW_BITS = re.compile(r"[FIU]4|F6|F8|I8")
+FEW_BITS = re.compile(r"[FIU]4$|F6_|F8_|I8$")
 
 
 def why_quantized(config: Config, tensors: Mapping[str, TensorInfo]) -> str | None:

@@ -47,6 +47,10 @@ def restore(run: Run) -> None:
         )
     if not run.summary.exists():
         write_json(run.summary, build_summary(run, counts))
+    if run.has_rows:
+        ledger.write_manifest(
+            run, counts
+        )  # of the files as they are now: Parquet's bytes go by pyarrow's version
 
 
 def _finish_script(run: Run) -> bool:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from launcher import ledger
 from launcher.disk import publish
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, Superseded
 from launcher.logs import get_logger
 from launcher.report.metrics import metrics_text
 from launcher.report.snapshot import Snapshot
@@ -49,6 +49,10 @@ class Exporter:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        if kind is not None and issubclass(kind, Superseded):
+            if self._tracker:
+                self._tracker.abandon()
+            return
         self._write(last=True)
         if self._tracker:
             self._tracker.close()

@@ -32,7 +32,11 @@ class OomKills:
 def _files() -> list[Path]:
     """Where this process's cgroup counts: the second and third fields are controllers and path, of version 2 none and path."""
     found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # a kernel without them
+        return []
+    for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             found.append(CGROUPS / path.lstrip("/") / "memory.events")

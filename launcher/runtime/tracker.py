@@ -56,6 +56,11 @@ class Tracker:
         if code != 0:
             self._complain("it did not finish" if code is None else f"it ended with status {code}")
 
+    def abandon(self) -> None:
+        """End it at once: a later attempt's goes on with the same run of W&B."""
+        self._child.kill()
+        process.dismiss(self._child, PATIENCE_S)
+
     def _complain(self, what: str) -> None:
         if not self._lost:
             get_logger().warning("W&B is not told all of this run: %s; see %s", what, self._log)
@@ -83,6 +88,14 @@ def track(run: Run, world: int) -> None:
     logged.finish()
 
 
+def _told(spec: JobSpec) -> dict[str, Any]:
+    """The spec without what may hold an address or a key that others must not use."""
+    found = spec.model_dump(mode="json", exclude=set(tasks.foreign(spec.task)))
+    for section, key in (("notify", "command"), ("slurm", "setup")):
+        (found.get(section) or {}).pop(key, None)
+    return found
+
+
 def _begin(run: Run, spec: JobSpec, world: int) -> Any:
     """W&B's run of this world, online or, where that fails, offline."""
     import wandb
@@ -96,7 +109,7 @@ def _begin(run: Run, spec: JobSpec, world: int) -> Any:
         "id": _id(run, world),
         "resume": "allow",
         "dir": str(run.path),
-        "config": spec.model_dump(mode="json", exclude=set(tasks.foreign(spec.task))),
+        "config": _told(spec),
         "settings": wandb.Settings(
             console="off", quiet=True, disable_git=True, disable_code=True, init_timeout=ANSWER_S
         ),

@@ -234,12 +234,14 @@ class Watchdog:
         ranks = self.plan.ranks_of(self.plan.placements[rank].replica)
         return 2 if len(ranks) > 1 and rank == ranks[0] else 1
 
-    def _not_joined(self) -> Outcome:
+    def _not_joined(self) -> Outcome | None:
         """Blame a rank that never came up, wherever it was to be, before those that wait for it."""
         every = self.plan.placements
         phases = {p.rank: _phase(self._status(p.rank)) for p in every}
         late = [p for p in every if phases[p.rank] == "starting"]
         late += [p for p in every if phases[p.rank] == "joining"]
+        if not late:
+            return None  # the last one has just come
         state = read_json(self.run.node(self.attempt, late[0].node))
         host = state["host"] if state else f"node {late[0].node}, whose agent never spoke"
         limit = self.spec.limits.join

@@ -13,6 +13,8 @@ from jobs import launcher, write_job
 
 from launcher.errors import WeightsError
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.headers import TensorInfo
+from launcher.plan.quantized import why_quantized
 
 PLAIN = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
 METHODS = [
@@ -64,3 +66,8 @@ def test_by_the_tensors_where_the_config_does_not_say(name: str, dtype: str) -> 
         Checkpoint.from_headers(config, {"model.safetensors": header})
     assert "quantized" in caught.value.what
     assert f"{name} of type {dtype}" in caught.value.what
+
+
+def test_wide_numbers_are_no_quantization() -> None:
+    tensors = {"model.norm.weight": TensorInfo("F64", (64,), "model.safetensors", 0, 512)}
+    assert why_quantized({}, tensors) is None

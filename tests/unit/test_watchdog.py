@@ -149,6 +149,18 @@ def test_who_did_not_join_is_blamed_before_who_waits_for_it(
     assert outcome.error["what"].startswith("rank 2 did not join within limits.join (300 s)")
 
 
+def test_the_last_rank_to_join_may_do_so_while_its_lateness_is_looked_at(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 2, "60s")
+    watching.started = time.monotonic() - 301
+    assert look(watching, ["joining", "joining"], 0) is not None
+    for rank in range(2):
+        status = RankStatus(ATTEMPT.name, rank, 0, "here", 1, "loading", updated=time.monotonic())
+        write_json(watching.run.status(ATTEMPT, rank), asdict(status))
+    assert watching._deadlines() is None  # what it saw in this round is behind the times
+
+
 def test_loading_has_a_deadline(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
     watching = watchdog(tmp_path, child, 1, "60s")
     assert look(watching, ["loading"], 0) is None
