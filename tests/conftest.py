@@ -44,6 +44,14 @@ def home_apart(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(autouse=True)
+def signals_kept() -> Iterator[None]:
+    """Commands that run in this process change what signals do: one that ends at a broken pipe would end all tests."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of mixed rows by the whole model, to which nothing happened."""
