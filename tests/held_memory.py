@@ -3,6 +3,7 @@ of what is allocated."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -52,8 +53,13 @@ LARGEST = [
 
 def most_held(run: Callable[[Step], object], step: Step) -> int:
     """The most bytes that are allocated at once while ``run`` does ``step``, beyond what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run(step)
+    gc.collect()  # what earlier tests left must not be freed meanwhile: it would count as memory given back
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            run(step)
+    finally:
+        gc.enable()
     held = most = 0
     for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":
