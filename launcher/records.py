@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,11 @@ class Attempt:
         if not (world.startswith("w") and number.startswith("a")):
             raise ValueError(f"not the name of an attempt: {name!r}")
         return cls(int(world[1:]), int(number[1:]))
+
+
+def latest(attempts: Iterable[Attempt]) -> dict[int, Attempt]:
+    """The last attempt of each world, of ``attempts`` in the order of their numbers."""
+    return {attempt.world: attempt for attempt in attempts}
 
 
 @dataclass

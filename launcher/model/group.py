@@ -71,17 +71,18 @@ class TensorGroup:
         widest = share(width, len(self), 0)[1]
         if part.shape[-1] < widest:
             part = torch.nn.functional.pad(part, (0, widest - part.shape[-1]))
-        part, shared = part.contiguous(), self.shared
-        parts = [torch.empty_like(part) for _ in self.names] if shared is None else []
-
-        def gather() -> None:
-            if shared is None:
-                dist.all_gather(parts, part, group=self.handle)
-            else:
-                parts.extend(shared.gather(part))
-
-        self._exchange(gather)
+        part = part.contiguous()
+        parts: list[torch.Tensor] = []
+        self._exchange(lambda: parts.extend(self._gathered(part)))
         return torch.cat(parts, dim=-1)[..., :width]
+
+    def _gathered(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's ``part``, all of one shape."""
+        if self.shared:
+            return self.shared.gather(part)
+        parts = [torch.empty_like(part) for _ in self.names]
+        dist.all_gather(parts, part, group=self.handle)
+        return parts
 
     def take_spent(self) -> float:
         """Seconds that exchanges took since this was last asked, waiting for the slowest rank included; on CUDA

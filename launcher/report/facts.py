@@ -13,6 +13,7 @@ from launcher import ledger
 from launcher.job.load import load_resolved
 from launcher.job.redact import redact
 from launcher.plan.plan import Plan
+from launcher.records import latest
 from launcher.report import cells, units
 from launcher.report.measured import Interval, statuses
 from launcher.report.sofar import FRESH_S
@@ -60,15 +61,15 @@ def counts_so_far(run: Run) -> ledger.Counts:
 def attempt_rows(run: Run) -> list[dict[str, Any]]:
     """What became of each attempt, and its error; of one that is not over, when somebody was ``heard`` of it."""
     attempts = run.list_attempts()
-    latest = {attempt.world: attempt for attempt in attempts}
+    last = latest(attempts)
     rows = []
     for attempt in attempts:
         info = read_json(run.attempt_file(attempt, "attempt")) or {}
         ended = read_json(run.attempt_file(attempt, "ended")) or {}
         drain = read_json(run.attempt_file(attempt, "drain")) or {}
         error = ended.get("error") or {}
-        open_end = "not over" if attempt == latest[attempt.world] else "superseded"
-        heard = max((rank.updated for rank in statuses(run, attempt)), default=None)
+        open_end = "not over" if attempt == last[attempt.world] else "superseded"
+        ranks = () if ended else statuses(run, attempt)
         rows.append(
             {
                 "name": attempt.name,
@@ -77,7 +78,7 @@ def attempt_rows(run: Run) -> list[dict[str, Any]]:
                 "started": info.get("started"),
                 "ended": ended.get("ended"),
                 "outcome": ended.get("kind") or open_end,
-                "heard": None if ended else heard,
+                "heard": max((rank.updated for rank in ranks), default=None),
                 "reason": _text(drain.get("reason")),
                 "error": {
                     name: _text(error.get(name)) for name in ("where", "what", "cause", "fix")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher import ledger
-from launcher.records import RankStatus
+from launcher.records import RankStatus, latest
 from launcher.report.measured import statuses
 from launcher.report.sofar import rate
 from launcher.run import Run, read_json
@@ -32,12 +32,11 @@ class Snapshot:
         seen = finished.update()
         done, failed = int(seen.done.sum()), int(seen.failed.sum())
         attempts = run.list_attempts()
-        latest = {attempt.world: attempt for attempt in attempts}
         complete = run.manifest.exists()
         return cls(
             run=run.name,
             rows={"ok": done - failed, "failed": failed, "waiting": len(seen.done) - done},
-            ranks=list(statuses(run, *latest.values())),
+            ranks=list(statuses(run, *latest(attempts).values())),
             attempts=len(attempts),
             complete=complete,
             summary=read_json(run.summary) if complete else None,

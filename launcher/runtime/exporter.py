@@ -11,6 +11,7 @@ from launcher import ledger
 from launcher.disk import publish
 from launcher.errors import LauncherError, Superseded
 from launcher.logs import get_logger
+from launcher.records import latest
 from launcher.report.metrics import metrics_text
 from launcher.report.snapshot import Snapshot
 from launcher.run import Run
@@ -87,10 +88,9 @@ class Exporter:
         return self._others_at_work() if last or before is None else True
 
     def _others_at_work(self) -> bool:
-        latest = {attempt.world: attempt for attempt in self._run.list_attempts()}
         ends = (
             self._run.attempt_file(attempt, "ended")
-            for world, attempt in latest.items()
+            for world, attempt in latest(self._run.list_attempts()).items()
             if world != self._world
         )
         return not self._run.manifest.exists() and not all(end.exists() for end in ends)
