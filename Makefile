@@ -22,7 +22,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.ready           ## the figures of README and docs; streamed, predictions and faults take longer and run by themselves
+bench: $(VENV)/.ready           ## the figures of README and docs; streamed, predictions, faults and noticed take longer and run by themselves
 	for name in cli measure ledger engine attention loading schedules pipeline tensor score; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 soak: $(VENV)/.ready            ## an hour of random specs and faults; from a printed seed

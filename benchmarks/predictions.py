@@ -123,7 +123,6 @@ def model_at(folder: Path, size: str) -> Path:
         from transformers import PreTrainedTokenizerFast
 
         from benchmarks.models import build
-        from benchmarks.process import read_anew
 
         model = build(size)
         model.save_pretrained(path)
@@ -131,7 +130,6 @@ def model_at(folder: Path, size: str) -> Path:
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
-        read_anew(path)
     return path
 
 

@@ -19,12 +19,3 @@ def drop(files: Iterable[Path]) -> None:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_anew(folder: Path) -> None:
-    """Have the page cache hold a checkpoint as it was read from a disk: of a file just saved its pages are small, and
-    are mapped at a tenth of the rate."""
-    files = sorted(folder.glob("*.safetensors"))
-    drop(files)
-    for file in files:
-        file.read_bytes()

@@ -6,11 +6,8 @@ python -m benchmarks.schedules [--seconds 0.03] [--steps 40] [--stages 2 4 8]
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from synthetic import Case, mean, run_cases
 

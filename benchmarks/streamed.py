@@ -17,7 +17,6 @@ import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,14 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import byte_tokenizer
+from sparse import sparse_checkpoint
 
 from benchmarks.engine import TokenText
 from benchmarks.models import build
-from benchmarks.process import drop, read_anew
+from benchmarks.process import drop
 from launcher.engine.engine import Engine
 from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
 from launcher.model.step import StepModel, SweepModel
+from launcher.model.weight_files import Range, WeightFiles
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
@@ -41,10 +43,6 @@ from launcher.plan.shapes import known_config
 from launcher.plan.sizes import GIB, read_size
 from launcher.records import Demand, Failure, Generation, Request, Sampling
 from launcher.strategies import sequential, streamed
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from models import byte_tokenizer
-from sparse import sparse_checkpoint
 
 PROMPT, NEW, VOCABULARY = 64, 32, 32000
 LLAMA = "meta-llama/Llama-2-70b-hf"
@@ -117,12 +115,20 @@ def tiny_llama(folder: Path) -> Path:
     return folder
 
 
+def settle(path: Path) -> None:
+    """As the first rank on a node does, before transformers maps the files, too."""
+    tensors = Checkpoint.read(path).tensors.values()
+    files = WeightFiles(path, (tensor.file for tensor in tensors))
+    files.settle([Range(tensor.file, tensor.begin, tensor.end) for tensor in tensors])
+    files.close()
+
+
 def speed(options: argparse.Namespace, folder: Path) -> None:
     """Tokens per second, whole run, of one contender after the other."""
     from transformers import AutoModelForCausalLM
 
     path = tiny_llama(options.model or folder / "1.1b")
-    read_anew(path)
+    settle(path)
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     places: dict[str, Any] = dict.fromkeys(["model.embed_tokens", "model.norm", "lm_head"], "cpu")
     places |= {"model.rotary_emb": "cpu", "model.layers": "disk"}

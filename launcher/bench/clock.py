@@ -14,14 +14,15 @@ FEWEST, MOST = 5, 50
 
 def seconds(action: Callable[[], object], enough_s: float = ENOUGH_S) -> float:
     """Mean duration of ``action``; what it queued on a GPU is waited for."""
-    _once(action)
+    once(action)
     found: list[float] = []
     while len(found) < FEWEST or (sum(found) < enough_s and len(found) < MOST):
-        found.append(_once(action))
+        found.append(once(action))
     return statistics.fmean(found)
 
 
-def _once(action: Callable[[], object]) -> float:
+def once(action: Callable[[], object]) -> float:
+    """Duration of one ``action``."""
     began = time.perf_counter()
     action()
     if torch.cuda.is_available():

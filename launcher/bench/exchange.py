@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from launcher.bench.clock import seconds
+from launcher.bench.clock import once
 from launcher.model.gang import Gang
 from launcher.model.group import TensorGroup
+from launcher.model.packed import pack_linears
 from launcher.plan.measured import Line
 
 SMALL, LARGE = 1 << 12, 1 << 23  # bytes
 ROUNDS = 50
+WIDE, DEEP, MATRICES, ROWS = 2048, 1024, 8, 8  # of what is computed between exchanges
 
 
 def link(rank: int, device: torch.device) -> Line:
@@ -26,33 +31,64 @@ def link(rank: int, device: torch.device) -> Line:
             else:
                 dist.recv(message, 1 - rank)
 
-    return _line(there_and_back, device, ways=2)
+    def seconds(message: torch.Tensor) -> float:
+        return statistics.fmean(once(lambda: there_and_back(message)) for _ in range(5)) / 2
+
+    return _line(seconds, device)
 
 
 def exchanges(rank: int, ranks: int, device: torch.device) -> dict[str, Line]:
-    """Of all ranks, which all call this, as the ranks that share a stage do it. ``all_reduce``: bytes are those of
-    the tensor that is added up; ``gather``: those of what is put together."""
+    """Of all ranks, which all call this, as the ranks that share a stage do it: behind some work, which they are not
+    done with at the same time. ``all_reduce``: bytes are those of the tensor that is added up; ``gather``: those of
+    what is put together."""
     gang = Gang(rank, ranks, ("here",) * ranks, clock_offset=0.0)
     group = TensorGroup.join(gang, ranks, device.type)
+    work = _work(device)
 
     def gather(message: torch.Tensor) -> None:
         group.put_together(message[: len(message) // ranks], len(message))
 
+    def behind_work(action: Callable[[torch.Tensor], object]) -> Callable[[torch.Tensor], float]:
+        def seconds(message: torch.Tensor) -> float:
+            took = 0.0
+            for _ in range(5):
+                once(work)
+                took += once(lambda: action(message))
+            return took / 5
+
+        return seconds
+
     return {
-        "all_reduce": _line(group.add_up, device, ways=1),
-        "gather": _line(gather, device, ways=1),
+        "all_reduce": _line(behind_work(group.add_up), device),
+        "gather": _line(behind_work(gather), device),
     }
 
 
-def _line(action: Callable[[torch.Tensor], object], device: torch.device, ways: int) -> Line:
-    small, large = (_seconds(action, size, device) / ways for size in (SMALL, LARGE))
+def _work(device: torch.device) -> Callable[[], object]:
+    """About what is computed of a layer between two exchanges, with weights that come from memory."""
+    layers = nn.ModuleList(
+        nn.Linear(DEEP, WIDE, bias=False, device=device) for _ in range(MATRICES)
+    )
+    if device.type == "cpu":
+        pack_linears(layers)
+    turn, inputs = itertools.cycle(layers), torch.zeros(ROWS, DEEP, device=device)
+
+    def work() -> None:
+        with torch.inference_mode():
+            next(turn)(inputs)
+
+    return work
+
+
+def _line(seconds: Callable[[torch.Tensor], float], device: torch.device) -> Line:
+    small, large = (_median(seconds, size, device) for size in (SMALL, LARGE))
     rate = (LARGE - SMALL) / max(large - small, 1e-9)
     return Line(latency_s=max(small - SMALL / rate, 1e-9), bytes_per_s=rate)
 
 
-def _seconds(action: Callable[[torch.Tensor], object], size: int, device: torch.device) -> float:
+def _median(seconds: Callable[[torch.Tensor], float], size: int, device: torch.device) -> float:
     """All ranks do it equally often, so how often can't depend on the time that it takes."""
     message = torch.zeros(size // 4, device=device)
+    seconds(message)
     rounds = ROUNDS if size == SMALL else ROUNDS // 5
-    found = [seconds(lambda: action(message), enough_s=0.0) for _ in range(rounds // 5)]
-    return sorted(found)[len(found) // 2]
+    return statistics.median(seconds(message) for _ in range(rounds // 5))

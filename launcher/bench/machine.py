@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import environ
-from launcher.bench.storage import read_rates
+from launcher.bench.storage import read_rates, scratch_file
 from launcher.disk import read_json
 from launcher.errors import RunFailed
 from launcher.plan.hardware import gpus_here
@@ -34,11 +34,12 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
     if busy > environ.cpus() / 2:
         say(f"others are at work here (load {busy:.1f}): what is measured may be too low")
     say(f"reading from {folder}")
-    disk, cached, mapped = read_rates(folder)
     found: list[dict[str, Any]] = []
-    for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
-        say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
-        found.append(_world(kind, ranks, threads))
+    with scratch_file(folder) as file:
+        disk, cached = read_rates(file)
+        for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
+            say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
+            found.append(_world(kind, ranks, threads, file))
     lines = [each for each in found if "link" in each][-1]
     return MachineProfile(
         kind=kind_here(),
@@ -52,7 +53,6 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
         gather=lines["gather"],
         disk=disk,
         cached=cached,
-        mapped=mapped,
         step_s=found[0]["step_s"],
         start_s=LAUNCH_S + max(each["start_s"] for each in found),
         loading_s=max(each["loading_s"] for each in found),
@@ -66,11 +66,14 @@ def _worlds(cpus: int, gpus: int) -> list[tuple[str, int, int]]:
     return worlds + ([("cuda", min(gpus, 2), 1)] if gpus else [])
 
 
-def _world(kind: str, ranks: int, threads: int, dtypes: Sequence[str] = ()) -> dict[str, Any]:
-    """What rank 0 of so many says."""
+def _world(
+    kind: str, ranks: int, threads: int, file: Path, dtypes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What rank 0 of so many says, and of ``file``, which is in memory."""
     process.adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="launcher-bench-") as name:
         folder = Path(name)
+        (folder / "file").symlink_to(file.absolute())
         began = time.time()
         env = environ.for_launch("bench", "lo", {"OMP_NUM_THREADS": str(threads)})
         started = [

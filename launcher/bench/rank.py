@@ -23,7 +23,7 @@ JOIN = timedelta(seconds=120)
 def main(
     folder: Path, rank: int, ranks: int, threads: int, kind: str, dtypes: Sequence[str]
 ) -> None:
-    """Meet the other ranks, measure whenever they do, note."""
+    """Meet the other ranks, measure whenever they do, note. FOLDER/file is a file that is in memory."""
     import torch
     import torch.distributed as dist
 
@@ -38,9 +38,26 @@ def main(
     loading = _loading_s(folder / "model") if rank == 0 else None
     dist.barrier()
     found = _measure(rank, ranks, threads, device, dtypes)
+    dist.barrier()
+    found["speed"]["mapped"] = _mapped(folder / "file", rank)
     write_json(folder / f"rank-{rank}.json", {"joined": joined, "loading_s": loading, **found})
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _mapped(file: Path, rank: int) -> float | None:
+    """Bytes per second that each rank maps of a file that is in memory; None where it can't be mapped so."""
+    import torch.distributed as dist
+
+    from launcher.bench.storage import mapped_rate, settle
+
+    try:
+        if rank == 0:  # pages that another rank looks at can't be renewed
+            settle(file)
+        dist.barrier()
+        return max(mapped_rate(file) for _ in range(3))
+    except OSError:
+        return None
 
 
 def _loading_s(folder: Path) -> float:

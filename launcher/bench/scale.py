@@ -10,6 +10,7 @@ from launcher.bench.fleet import Fleet, simulate
 from launcher.bench.pressure import CAPACITY, START_S, SYNC_S, loads
 from launcher.errors import UsageError
 from launcher.plan.plan import Plan
+from launcher.plan.subject import full_part
 
 DAY_S = 86400.0
 READ_BYTES_PER_S = 2e9  # of a node, while it loads
@@ -61,14 +62,14 @@ def study(plan: Plan, worlds: Sequence[int], assumed: Assumed, max_restarts: int
 
 def _fleet(plan: Plan, assumed: Assumed, max_restarts: int) -> Fleet:
     """Of one world."""
-    speed = assumed.tokens_per_s or plan.predicted.tokens_per_s
+    speed = _speed(plan, assumed)
     if not speed:
         raise UsageError(
             "the plan does not say how many tokens per second a world makes",
             where="--tokens-per-s",
             fix="give it, or a spec whose plan fits",
         )
-    replicas = len({placement.replica for placement in plan.placements})
+    replicas = plan.replicas
     days = assumed.node_mtbf_days
     return Fleet(
         worlds=1,
@@ -87,6 +88,12 @@ def _fleet(plan: Plan, assumed: Assumed, max_restarts: int) -> Fleet:
     )
 
 
+def _speed(plan: Plan, assumed: Assumed) -> float:
+    """Tokens per second of a world that has rows enough, as the plan's input may not have; 0 where that is not known."""
+    part = full_part(plan.rows, plan.worlds * plan.replicas) if plan.rows else 1.0
+    return assumed.tokens_per_s or (plan.predicted.tokens_per_s or 0.0) / part
+
+
 def _load_s(plan: Plan, fleet: Fleet, worlds: int) -> float:
     """Until all ranks have their weights: as fast as their nodes read, or all of them together can."""
     size = plan.weights_bytes * min(fleet.replicas, fleet.nodes)  # once per node and copy of it
@@ -96,7 +103,7 @@ def _load_s(plan: Plan, fleet: Fleet, worlds: int) -> float:
 
 
 def _told(fleet: Fleet, assumed: Assumed, plan: Plan) -> list[str]:
-    speed = assumed.tokens_per_s or plan.predicted.tokens_per_s or 0.0
+    speed = _speed(plan, assumed)
     whose = "given" if assumed.tokens_per_s else "the plan's"
     days = assumed.node_mtbf_days
     return [

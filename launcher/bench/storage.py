@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -11,12 +13,9 @@ SIZE = 256 << 20
 BLOCK = 8 << 20
 
 
-def read_rates(folder: Path, size: int = SIZE) -> tuple[float, float, float]:
-    """Bytes per second of a new file that is written to ``folder``, dropped from memory, and read from its storage;
-    and of the same file, now that memory holds it, read again by one thread, and mapped and let go.
-
-    Raises OSError. Network filesystems may still answer from their servers' memory, as they may in a run.
-    """
+@contextmanager
+def scratch_file(folder: Path, size: int = SIZE) -> Iterator[Path]:
+    """A new file in ``folder``, to be measured with. Raises OSError."""
     path = folder / f".launcher-bench-{os.getpid()}"
     block = os.urandom(BLOCK)  # what compresses well would say nothing of weights
     try:
@@ -24,14 +23,56 @@ def read_rates(folder: Path, size: int = SIZE) -> tuple[float, float, float]:
             for _ in range(size // BLOCK):
                 file.write(block)
             os.fsync(file.fileno())
-        with path.open("rb", buffering=0) as file:
-            target = memoryview(bytearray(size))
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            disk = _rate(file, target)
-            cached = max(_rate(file, target) for _ in range(3))
-            return disk, cached, max(_mapped_rate(file, size) for _ in range(3))
+        yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def read_rates(path: Path) -> tuple[float, float]:
+    """Bytes per second of a file that is dropped from memory and read from its storage; and of the same file, now that
+    memory holds it, read again by one thread.
+
+    Raises OSError. Network filesystems may still answer from their servers' memory, as they may in a run.
+    """
+    with path.open("rb", buffering=0) as file:
+        target = memoryview(bytearray(path.stat().st_size))
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return _rate(file, target), max(_rate(file, target) for _ in range(3))
+
+
+def mapped_rate(path: Path) -> float:
+    """Bytes per second at which parts of a file that memory holds are mapped and let go one after the other, as a model
+    that is streamed has its layers: what is mapped is looked at, too, which is not counted, but leaves nothing of the
+    kernel's own in the processor's caches. Raises OSError, as where files can't be mapped so."""
+    import torch
+
+    from launcher.model.mapped import MappedFile
+
+    with path.open("rb", buffering=0) as file:
+        size, spent = path.stat().st_size, 0.0
+        mapped = MappedFile(file.fileno(), size)
+        for begin in range(0, size, BLOCK):
+            end = begin + BLOCK
+            spent -= time.perf_counter()
+            mapped.bring(begin, end)
+            spent += time.perf_counter()
+            mapped.view(begin, end).view(torch.int64).sum()
+            spent -= time.perf_counter()
+            mapped.leave(begin, end)
+            spent += time.perf_counter()
+        return size / spent
+
+
+def settle(path: Path) -> None:
+    """Have memory hold the file in pages as those of a model that is streamed. Raises OSError."""
+    from launcher.model.mapped import MappedFile
+
+    with path.open("rb", buffering=0) as file:
+        size = path.stat().st_size
+        mapped = MappedFile(file.fileno(), size)
+        for begin in range(0, size, BLOCK):
+            if not mapped.is_quick(begin, begin + BLOCK):
+                mapped.renew(begin, begin + BLOCK)
 
 
 def _rate(file: FileIO, target: memoryview) -> float:
@@ -42,15 +83,3 @@ def _rate(file: FileIO, target: memoryview) -> float:
     while got := file.readinto(target[read : read + BLOCK]):
         read += got
     return read / (time.perf_counter() - began)
-
-
-def _mapped_rate(file: FileIO, size: int) -> float:
-    """Of the file's parts one after the other, as a model that is streamed has its layers."""
-    from launcher.model.mapped import MappedFile
-
-    mapped = MappedFile(file.fileno(), size)
-    began = time.perf_counter()
-    for begin in range(0, size, BLOCK):
-        mapped.bring(begin, begin + BLOCK)
-        mapped.leave(begin, begin + BLOCK)
-    return size / (time.perf_counter() - began)

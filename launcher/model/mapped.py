@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
+import time
 import warnings
 
 import torch
 
 POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python has no name for
 PAGE = mmap.PAGESIZE
+HUGE = 2 << 20  # bytes of a huge page, where pages have 4 KiB
+HUGE_RATE = 200e9  # bytes per second at which they come and go at least; pages of 4 KiB do at 10e9, larger ones at 100e9
 
 # Python's own madvise keeps all other threads waiting while it is at it.
 _madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -30,6 +34,9 @@ class MappedFile:
                 mmap.mmap(fd, size, access=mmap.ACCESS_READ), dtype=torch.uint8
             )
         self._advise(0, 1, POPULATE_READ)
+        with contextlib.suppress(OSError):  # a kernel without: pages are smaller than they could be
+            self._advise(0, size, mmap.MADV_HUGEPAGE)
+        self._fd = fd
 
     def view(self, begin: int, end: int) -> torch.Tensor:
         """These bytes, uint8."""
@@ -46,6 +53,33 @@ class MappedFile:
     def leave(self, begin: int, end: int) -> None:
         """Count these bytes no longer as memory of this process; the page cache still has them."""
         self._advise(begin, end, mmap.MADV_DONTNEED)
+
+    def is_quick(self, begin: int, end: int) -> bool:
+        """Whether these bytes, which are brought first, come and go as huge pages do. Raises OSError."""
+        return end - begin > self._pass_s(begin, end) * HUGE_RATE
+
+    def renew(self, begin: int, end: int) -> bool:
+        """Drop these bytes from the page cache and bring them anew, in huge pages if the kernel and the file system have
+        them; ``fd`` is still open. False where that was in vain. Raises OSError."""
+        before = self._pass_s(begin, end)
+        try:
+            os.fsync(self._fd)  # what is not on the disk yet can't be dropped
+            os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
+        except OSError:  # a file system that has no such thing
+            return False
+        return self._pass_s(begin, end) < before / 2
+
+    def _pass_s(self, begin: int, end: int) -> float:
+        """Seconds in which these bytes come and go, once they are there."""
+        self.bring(begin, end)
+        self.leave(begin, end)
+        found = []
+        for _ in range(3):
+            began = time.perf_counter()
+            self.bring(begin, end)
+            self.leave(begin, end)
+            found.append(time.perf_counter() - began)
+        return min(found)
 
     def _advise(self, begin: int, end: int, advice: int) -> None:
         page = begin // PAGE * PAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import torch
 from launcher.model.reader import Slot, Unit
 from launcher.model.weight_files import Range, WeightFiles
 
+THERE = 3e9  # bytes per second: pages that come quicker were in the page cache, or as good as there
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -17,6 +20,7 @@ class _Part:
 
     values: list[tuple[Slot, torch.Tensor]]
     ranges: list[Range]
+    nbytes: int
 
     @classmethod
     def of(cls, unit: Unit, files: WeightFiles) -> _Part | None:
@@ -34,21 +38,22 @@ class _Part:
                 found[-1] = Range(last.file, last.begin, tensor.end)
             else:
                 found.append(Range(tensor.file, tensor.begin, tensor.end))
-        return cls(values, found)
+        return cls(values, found, sum(place.end - place.begin for place in found))
 
 
 class Pages:
     """``take`` and ``release`` the units in their order, again and again, as with a Reader.
 
-    There is no thread: what is in the page cache is there at once, and what is not the kernel fetches for ``ahead``
-    units while the ones before are computed with.
+    There is no thread: mostly all is in the page cache. For a whole round at first, and behind every unit that was not
+    there, the kernel is told of the one that is ``ahead``, to fetch it meanwhile; telling it of pages that are there would
+    take longer than mapping them.
     """
 
     def __init__(self, parts: Sequence[_Part], files: WeightFiles, ahead: int) -> None:
         self._parts, self._files, self._ahead = parts, files, min(ahead, len(parts) - 1)
         self._next = 0
-        for number in range(self._ahead):
-            self._expect(number)
+        self._unsure = len(parts)
+        files.settle([place for part in parts for place in part.ranges])
 
     @classmethod
     def of(cls, units: Sequence[Unit], files: WeightFiles, ahead: int) -> Pages | None:
@@ -59,11 +64,14 @@ class Pages:
 
     def take(self) -> None:
         """Give the next unit's modules their weights. Raises WeightsError."""
-        if self._ahead:
+        if self._ahead and self._unsure:
+            self._unsure -= 1
             self._expect((self._next + self._ahead) % len(self._parts))
-        part = self._parts[self._next]
+        part, began = self._parts[self._next], time.perf_counter()
         for place in part.ranges:
             self._files.bring(place)
+        if part.nbytes < (time.perf_counter() - began) * THERE:
+            self._unsure = len(self._parts)
         for slot, value in part.values:
             slot.put(value)
 

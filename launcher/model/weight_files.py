@@ -6,7 +6,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,17 @@ from typing import Literal
 import torch
 
 from launcher.errors import WeightsError
-from launcher.model.mapped import MappedFile
+from launcher.model.mapped import HUGE, MappedFile
 from launcher.model.recipe import Recipe, Source
+from launcher.model.turn import only_one
 from launcher.plan.headers import TensorInfo
 
 CHUNK = (
     16 << 20
 )  # bytes of one read: few enough that closing does not wait, many enough for a disk's full rate
+SETTLED = (
+    16 << 20
+)  # bytes that are mapped at once when pages are renewed: little beside what a process takes anyway
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path, files: Iterable[str], keep: bool = True) -> None:
         self.bytes_read, self.seconds = 0, 0.0
-        self._keep = keep
+        self._keep, self._folder = keep, folder
         self._lock = threading.Lock()
         self._files = {name: _File(folder / name) for name in sorted(set(files))}
 
@@ -74,6 +78,16 @@ class WeightFiles:
         if value is None or value.data_ptr() % recipe.dtype.itemsize:
             return None
         return value.view(recipe.dtype).view(recipe.shape)
+
+    def settle(self, places: Iterable[Range]) -> None:
+        """Have the page cache hold these bytes in pages that come and go quickly: files have small ones when they were
+        just written, or read in other ways. Raises WeightsError."""
+        with only_one(
+            f"settle {self._folder}"
+        ):  # pages that another process looks at can't be dropped
+            for name, file in self._files.items():
+                if not file.settle([place for place in places if place.file == name]):
+                    return  # here pages are what they are
 
     def expect(self, place: Range) -> None:
         """These bytes will be brought soon. Raises WeightsError."""
@@ -168,6 +182,24 @@ class _File:
             self.check()
             raise self._lost(error.strerror or str(error)) from error
 
+    def settle(self, places: Iterable[Range]) -> bool:
+        """False where the first attempt to get larger pages was in vain."""
+        mapped, renewed = self._mapped, False
+        if mapped is None:
+            return False
+        try:
+            for begin, end in _steps((self._base + p.begin, self._base + p.end) for p in places):
+                if mapped.is_quick(begin, end):
+                    continue
+                if mapped.renew(begin, end):
+                    renewed = True
+                elif not renewed:
+                    return False
+        except OSError as error:
+            self.check()
+            raise self._lost(error.strerror or str(error)) from error
+        return True
+
     @cached_property
     def _mapped(self) -> MappedFile | None:
         try:
@@ -198,3 +230,12 @@ class _File:
             cause="the file was overwritten or cut short while the run read from it, or its disk fails",
             fix="put the checkpoint back as it was, then launcher resume",
         )
+
+
+def _steps(places: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Begin and end of parts of a file, none of it twice, that cover its ``places`` as far as huge pages do."""
+    done = 0
+    for first, last in sorted(places):
+        for begin in range(max(done, first // HUGE * HUGE), last // HUGE * HUGE, SETTLED):
+            done = min(begin + SETTLED, last // HUGE * HUGE)
+            yield begin, done

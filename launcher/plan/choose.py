@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from launcher.job.spec import JobSpec, ParallelSpec
@@ -11,7 +12,7 @@ from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
 from launcher.plan.shards import degrees
 
-ALIKE = 0.02  # predictions that differ by less say nothing: the plan with fewer ranks is simpler
+ALIKE = 0.05  # predictions that differ by less say nothing: the plan whose ranks depend less on each other is simpler
 MOST_RANKS = 64  # of one replica
 MOST_SHARDS = 8
 SHOWN = 12  # and the chosen one
@@ -74,7 +75,7 @@ def stands_alone(plan: Plan) -> bool:
 
 def best(plans: Sequence[Plan]) -> Plan:
     """Of the plans that fit, the one with most tokens per second; of those that are about as fast the one with
-    fewest ranks, then the first. Where none fits, the one that is least short."""
+    fewest ranks in a replica, then in all. Where none fits, the one that is least short."""
     return ranked(plans)[0]
 
 
@@ -86,7 +87,7 @@ def ranked(plans: Sequence[Plan]) -> list[Plan]:
         if not plan.fits:
             return (2, shortage(plan), plan.world_size)
         if speed(plan) >= (1 - ALIKE) * fastest:
-            return (0, plan.world_size, -speed(plan))
+            return (0, prod(shape(plan)), plan.world_size, -speed(plan))
         return (1, -speed(plan), plan.world_size)
 
     return sorted(plans, key=rank)
@@ -127,7 +128,7 @@ def _told(plan: Plan, chosen: Plan, first: Plan) -> dict[str, Any]:
         "schedule": plan.schedule,
         "stages": stages,
         "tensor": shards,
-        "replicas": len({placement.replica for placement in plan.placements}),
+        "replicas": plan.replicas,
         "ranks": plan.world_size,
         "groups": plan.batch.groups,
         "slots": plan.batch.slots,
@@ -184,9 +185,12 @@ def why(plan: Plan, first: Plan) -> str:
 
 
 def _nearly(plan: Plan, first: Plan) -> str:
-    if plan.world_size != first.world_size:
-        return f"as fast, with {plan.world_size} ranks instead of {first.world_size}"
-    return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s from as many ranks"
+    size, least = prod(shape(plan)), prod(shape(first))
+    if size > least:
+        return f"about as fast, with {size} ranks in a replica instead of {least}"
+    if size == least and plan.world_size > first.world_size:
+        return f"about as fast, with {plan.world_size} ranks instead of {first.world_size}"
+    return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s"
 
 
 def _short(plan: Plan) -> str:

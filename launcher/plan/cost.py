@@ -103,6 +103,7 @@ class StageCost:
             computing *= WHOLE_OVER_PARTS
         if self.exchange is None:
             return computing, 0.0
+        computing += self.layers * len(self.exchange.gathered) * rates.gathered_s
         return computing, self.exchange.seconds(self, load)
 
     def link_s(self, load: Load, line: Line, last: bool) -> float:

@@ -30,7 +30,8 @@ class Held(NamedTuple):
 @dataclass(frozen=True)
 class Line:
     """Stages in a row: seconds that a load computes and exchanges on each, and until its result is at the next one
-    (of the last: at the first). ``step_s`` is Python's between steps. ``held`` says of the seconds that a round
+    (of the last: at the first). ``step_s`` is Python's between steps, ``message_s`` what a stage takes to hear of a step
+    and to pass it on, in which it computes nothing. ``held`` says of the seconds that a round
     of all groups computes what reading adds, where a model is streamed."""
 
     stages: Sequence[Callable[[Load], tuple[float, float]]]
@@ -38,6 +39,7 @@ class Line:
     step_s: float
     in_rounds: bool = False
     held: Callable[[float], Held] | None = None
+    message_s: float = 0.0
 
 
 @dataclass(frozen=True)

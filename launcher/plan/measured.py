@@ -16,7 +16,7 @@ from launcher.errors import UsageError
 from launcher.plan.hardware import cpu_name
 from launcher.plan.plan import Frozen
 
-VERSION = 4  # of the profile's fields: one of another version is measured anew
+VERSION = 5  # of the profile's fields: one of another version is measured anew
 
 
 class Line(Frozen):
@@ -69,12 +69,14 @@ def element_s(matmul: dict[int, float], rows: float) -> float:
 
 class Speed(Frozen):
     """Of one of ``ranks`` ranks that work at the same time on one node, with ``threads`` threads each.
-    ``device``: cpu, or a GPU's name; ``memory``: bytes per second; ``costs`` by dtype."""
+    ``device``: cpu, or a GPU's name; bytes per second: ``memory``, and ``mapped`` of files that are in memory;
+    ``costs`` by dtype."""
 
     device: str
     ranks: int
     threads: int
     memory: float
+    mapped: float | None  # None where they can't be mapped so
     costs: dict[str, Costs]
 
 
@@ -98,7 +100,6 @@ class MachineProfile(Frozen):
     gather: Line
     disk: float  # bytes per second, of what is not in memory
     cached: float  # bytes per second that one thread reads of files that are
-    mapped: float  # and that it maps of them
 
     def speed(self, device: str, ranks: int) -> Speed | None:
         """That of as many ranks per node, or of the nearest number that was measured."""

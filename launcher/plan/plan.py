@@ -83,7 +83,7 @@ class Batch(Frozen):
 
 
 class Predicted(Frozen):
-    """What the run is expected to measure, ``tokens_per_s`` of one world of an array; None is "not predicted"."""
+    """What the run is expected to measure, ``tokens_per_s`` of a mean world of an array; None is "not predicted"."""
 
     tokens_per_s: float | None = None
     new_tokens: float | None = None  # if every row generates as much as it may
@@ -105,6 +105,7 @@ class Plan(Frozen):
     schedule: str | None = None
     device: Literal["cuda", "cpu"]
     dtype: str  # float32 | bfloat16 | float16: what the weights are loaded as
+    rows: int = 0  # of the input, that all worlds share
     parameters: int
     weights_bytes: int
     kv_bytes_per_token: int
@@ -144,6 +145,11 @@ class Plan(Frozen):
                 cause="another version of the launcher made it, or somebody edited it",
                 fix=fix,
             ) from None
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model in one world."""
+        return len({placement.replica for placement in self.placements})
 
     def ranks_of(self, replica: int) -> list[int]:
         """The ranks that hold ``replica``, in the order of its stages and of their shards. The first one runs

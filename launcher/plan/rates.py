@@ -18,11 +18,13 @@ MOVED_PER_WIDTH = (
 # Seconds of a run's steps over what their parts took, measured one by one: 1.08 to 1.24 in benchmarks/predictions.py.
 WHOLE_OVER_PARTS = 1.15
 STEP_S = 2e-4  # of Python per step: choosing rows, launching, taking tokens in
+# What was seen on measured CPUs in runs of benchmarks/predictions.py, beside what `launcher bench machine` knows: of a
+# stage of several, per step, for messages; and per tensor that the ranks of a stage gather, beside exchanging it.
+MESSAGE_S, GATHERED_S = 5e-4, 6e-5
 START_S = 15.0  # from the agent's start until its ranks can load
 LOADING_S = 5.0  # of loading, beside reading
-# Bytes per second of files in memory that a thread maps, and lets go again. It goes by pages, which are as large as
-# they came into memory: `launcher bench machine` measures them as read from a disk; of a file just saved, whose pages
-# are small, a tenth of that was seen.
+# Bytes per second of files in memory that a thread maps, and lets go again: small pages are assumed, with huge ones it
+# is fifty times that (docs/decisions/0011-weights-in-place.md).
 MAPPED = 20e9
 
 
@@ -30,7 +32,7 @@ MAPPED = 20e9
 class Rates:
     """One rank's device while all ranks of its node work; ``far`` lines lie between nodes. ``flops`` and
     ``bandwidth`` per second; ``disk`` bytes per second of a node, ``cached`` those of one thread that reads files
-    which are in memory, ``mapped`` of one that maps them; ``threads`` of a rank that computes on CPUs. ``source`` says
+    which are in memory, ``mapped`` of a rank that maps them; ``threads`` of a rank that computes on CPUs. ``source`` says
     where they are from."""
 
     source: str
@@ -51,6 +53,8 @@ class Rates:
     pass_s: float = 0.0  # of a pass through some layers
     row_s: float = 0.0  # of a layer, per row that decodes
     step_s: float = STEP_S
+    message_s: float = 0.0
+    gathered_s: float = 0.0
     start_s: float = START_S
     loading_s: float = LOADING_S
     overlaps: bool = True  # a GPU reads while it computes; a CPU's core does one after the other
@@ -84,9 +88,11 @@ class Rates:
             gather=profile.gather if near else self.gather,
             disk=profile.disk,
             cached=profile.cached,
-            mapped=profile.mapped,
+            mapped=speed.mapped or profile.cached,
             threads=speed.threads,
             step_s=profile.step_s,
+            message_s=MESSAGE_S if speed.device == "cpu" else 0.0,
+            gathered_s=GATHERED_S if speed.device == "cpu" else 0.0,
             start_s=profile.start_s,
             loading_s=profile.loading_s,
         )

@@ -196,7 +196,7 @@ class _Play:
                 found[id(cost)] = cost(load)
             computing, exchanging = found[id(cost)]
             begin = max(at, self.free[stage])
-            at = self.free[stage] = begin + (computing + exchanging) * stride
+            at = self.free[stage] = begin + (computing + exchanging + line.message_s) * stride
             computed[stage] += computing * stride
             self.transfer[stage] += exchanging * stride
             if stage == 0:

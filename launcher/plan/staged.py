@@ -149,7 +149,14 @@ class Drafting:
         costs = self._stages(draft.replica.counts)
         schedule = self.subject.spec.parallel.schedule
         batch = draft.fitted.batch
-        line = Line(costs, self._links(costs), self.subject.rates.step_s, schedule == "gpipe")
+        rates = self.subject.rates
+        line = Line(
+            costs,
+            self._links(costs),
+            rates.step_s,
+            in_rounds=schedule == "gpipe",
+            message_s=rates.message_s if len(costs) > 1 else 0.0,
+        )
         return replay(line, batch, self.subject.work(batch))
 
     def _pipe(self, counts: Sequence[int], batch: Batch) -> tuple[Pipe, list[float]]:

@@ -18,6 +18,8 @@ from launcher.plan.rates import Rates
 from launcher.plan.replay import replay
 from launcher.plan.subject import Subject
 
+PUT_S = 2e-4  # of Python and the kernel for a unit whose pages come and go; seen in runs of benchmarks/predictions.py
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -60,11 +62,21 @@ class Draft:
         return sum(self.sizes.layers[self.layers :]) + self.sizes.head * (not self.head)
 
     @property
+    def units(self) -> int:
+        """Layers, and the head, that are read in every sweep."""
+        return len(self.sizes.layers) - self.layers + (not self.head)
+
+    @property
     def resident(self) -> int:
         """Bytes of weights that stay."""
         if self.buffers is None:
             return self.subject.model.outline.root.weights
         return sum(self.sizes.layers[: self.layers]) + self.sizes.head * self.head
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of weights that are read before the first sweep."""
+        return self.resident + self.read_bytes * self.in_place
 
     @property
     def weights(self) -> int:
@@ -135,8 +147,10 @@ class Draft:
     def read_s(self) -> float:
         """Of one sweep, where nothing else is done. The replicas of a node share its disk."""
         rates = self.subject.rates
+        if self.in_place:
+            return self.read_bytes / rates.mapped + PUT_S * self.units
         if self.stays_in_memory:
-            return self.read_bytes / (rates.mapped if self.in_place else rates.cached)
+            return self.read_bytes / rates.cached
         each = max(1, self.subject.spec.parallel.replicas // self.subject.machines.nodes)
         return self.read_bytes / (rates.disk / each)
 
@@ -146,7 +160,7 @@ class Draft:
         On CPUs a thread of the rank's own copies, and its core computes the less. Layers that stay give the reader
         time for as many units as there are buffers, and no more.
         """
-        units = len(self.sizes.layers) - self.layers + (not self.head)
+        units = self.units
         if self.buffers is None or not units:
             return Held(0.0, 0.0, self.moved_s)
         if self.buffers == 1 or self.in_place:

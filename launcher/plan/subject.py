@@ -71,27 +71,32 @@ class Subject:
         length = batch.max_length
         if length not in self._works:
             whole = Workload.of(self.demand, self.checkpoint.dims.vocab, length)
-            writers = self.spec.parallel.replicas * self.machines.worlds
-            self._works[length] = replace(whole, rows=-(-whole.rows // writers))
+            self._works[length] = replace(whole, rows=-(-whole.rows // self.writers))
         return self._works[length]
+
+    @property
+    def writers(self) -> int:
+        """Replicas of all worlds, which share the rows."""
+        return self.spec.parallel.replicas * self.machines.worlds
 
     @cached_property
     def _works(self) -> dict[int, Workload]:
         return {}
 
     def predicted(self, replayed: Replayed, bubble: float | None = None) -> Predicted:
-        """Of one world, from what one of its replicas does."""
+        """Of one world on average, from what one of its replicas does that has as many rows as any."""
         machines, rates = self.machines, self.rates
-        replicas, load_s = self.spec.parallel.replicas, self.load_s(self.checkpoint.file_bytes)
+        part = full_part(self.demand.rows, self.writers)
+        load_s = self.load_s(self.checkpoint.file_bytes)
         wall_s = rates.start_s + load_s + replayed.seconds
         gpus = machines.nodes * machines.gpus_per_node
         return Predicted(
-            tokens_per_s=replicas * replayed.tokens_per_s,
-            new_tokens=replicas * machines.worlds * replayed.tokens,
+            tokens_per_s=part * self.spec.parallel.replicas * replayed.tokens_per_s,
+            new_tokens=part * self.writers * replayed.tokens,
             wall_s=wall_s,
             load_s=load_s,
             generate_s=replayed.seconds,
-            utilization=replayed.utilization,
+            utilization=part * replayed.utilization,
             bubble=bubble,
             gpu_hours=wall_s * gpus * machines.worlds / 3600 if gpus else None,
         )
@@ -148,6 +153,7 @@ class Subject:
         return {
             "device": self.machines.device,
             "dtype": self.dtype,
+            "rows": self.demand.rows,
             "parameters": self.checkpoint.parameters,
             "weights_bytes": self.model.outline.root.weights,
             "kv_bytes_per_token": self.model.kv_bytes_per_token,
@@ -158,3 +164,9 @@ class Subject:
             "peak_bandwidth": gpu.bandwidth if gpu else None,
             "rates": self.rates.source,
         }
+
+
+def full_part(rows: int, writers: int) -> float:
+    """Of the rows that there were if every writer had as many as the one with most of them."""
+    most = -(-max(1, rows) // writers)
+    return max(1, rows) / (writers * most)

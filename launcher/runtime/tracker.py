@@ -101,7 +101,7 @@ def _begin(run: Run, spec: JobSpec, world: int) -> Any:
     import wandb
 
     array = spec.slurm.array > 1
-    given = {
+    given: dict[str, Any] = {
         "project": spec.wandb.project,
         "entity": spec.wandb.entity,
         "name": f"{run.name}-w{world:04d}" if array else run.name,

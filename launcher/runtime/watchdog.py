@@ -174,9 +174,11 @@ class Watchdog:
             host, here = state.get("host", f"node {node}"), socket.gethostname()
             if word == "died":
                 return self._failed(f"the agent of node {node} died", host, None)
+            # Both ends of a line notice, and each may be the first to say so: they say the same.
+            far, near = ((self.node, here), host) if node == 0 else ((node, host), here)
             lost = NodeLost(
-                f"node {node} is out of reach of node {self.node}, {here}",
-                where=host,
+                f"node {far[0]} is out of reach of node 0, {near}",
+                where=far[1],
                 cause="one of the two has lost its network, or its power",
                 fix=f"launcher resume {self.run.path}",
             )

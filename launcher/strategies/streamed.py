@@ -140,11 +140,11 @@ def _budget(subject: Subject, options: Options, ranks_per_node: int) -> Budget:
 
 
 def _predicted(subject: Subject, draft: Draft, replayed: Replayed) -> Predicted:
-    """What sweeps do; only what stays is read before them."""
+    """What sweeps do; not all is read before them."""
     found = subject.predicted(replayed, bubble=0.0)
     if draft.buffers is None:
         return found
-    load_s = subject.load_s(draft.resident)
+    load_s = subject.load_s(draft.loaded)
     return found.model_copy(
         update={
             "load_s": load_s,
@@ -167,7 +167,7 @@ def _row(home: Home, draft: Draft, capacity: int, replayed: Replayed) -> DeviceP
         peak_bytes=draft.peak,
         capacity_bytes=capacity,
         **replayed.of_stage(0),
-        **draft.subject.loading(draft.resident),
+        **draft.subject.loading(draft.loaded) | {"load_s": draft.subject.load_s(draft.loaded)},
     )
 
 

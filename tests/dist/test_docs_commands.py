@@ -1,7 +1,7 @@
 """Every command in a code block of the documentation, read by the real command line and, where that takes little, run.
 
 Which are only read is in ONLY_READ, and in the names of the tests (`read`). Commands about a run get one that is
-complete; `run` is planned for this machine, and `submit` is a dry run.
+complete; `run` of a model of the hub is planned for this machine, and `submit` is a dry run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from jobs import launcher
 from pages import PAGES, ROOT, Block, Command, blocks, commands, parse
 
 from launcher.errors import LauncherError
@@ -102,7 +103,17 @@ def test_command(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name, text in specs(command).items():
         (tmp_path / name).write_text(text)
-    assert run(parse(words), whole_run) == command.ends_with, capsys.readouterr()
+    context = parse(words)
+    if context.info_name == "run" and is_here(context.params):
+        launcher(*words[1:], "--run-dir", tmp_path / "run", code=command.ends_with, cwd=tmp_path)
+    else:
+        assert run(context, whole_run) == command.ends_with, capsys.readouterr()
+
+
+def is_here(given: dict[str, Any]) -> bool:
+    """Whether what a spec runs is on this machine: a script, or a model in a folder."""
+    spec = load_spec(given["spec"], given["overrides"] or []).spec
+    return spec.script is not None or Path(spec.model.path).is_dir()
 
 
 def run(context: Any, finished: Path) -> int:

@@ -67,11 +67,13 @@ def victims(cluster: Cluster, run: Path) -> list[Victim]:
 
 
 class Killer:
-    """Strikes at random: a rank, a launch, an agent, or all that runs of it on one node. ``strikes`` counts."""
+    """Strikes at random: a rank, a launch, an agent, or all that runs of it on one node. ``strikes`` says what was hit,
+    ``killed`` counts processes."""
 
     def __init__(self, cluster: Cluster, run: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.strikes: list[str] = []
+        self.killed = 0
         self.cluster, self.run = cluster, run
 
     def strike(self) -> bool:
@@ -84,6 +86,7 @@ class Killer:
         whole = self.random.random() < 0.25
         hit = [v for v in found if v.node == chosen.node] if whole else [chosen]
         killed = [victim for victim in hit if victim.kill()]
+        self.killed += len(killed)
         if killed:
             what = "all" if whole else chosen.role
             self.strikes.append(f"{what} on {chosen.node}")

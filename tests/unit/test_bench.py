@@ -11,7 +11,7 @@ from gate import hook
 
 from launcher.bench import machine, products
 from launcher.bench.layers import non_negative_fit
-from launcher.bench.storage import read_rates
+from launcher.bench.storage import mapped_rate, read_rates, scratch_file
 from launcher.errors import RunFailed, UsageError
 from launcher.plan import measured
 from launcher.plan.measured import Costs, Line, MachineProfile, Speed
@@ -29,7 +29,14 @@ COSTS = Costs(
 
 def profile(**changes: object) -> MachineProfile:
     speeds = [
-        Speed(device="cpu", ranks=n, threads=8 // n, memory=1e10 / n, costs={"float32": COSTS})
+        Speed(
+            device="cpu",
+            ranks=n,
+            threads=8 // n,
+            memory=1e10 / n,
+            mapped=9e10 / n,
+            costs={"float32": COSTS},
+        )
         for n in (1, 2, 8)
     ]
     line = Line(latency_s=1e-4, bytes_per_s=1e9)
@@ -48,7 +55,6 @@ def profile(**changes: object) -> MachineProfile:
         "gather": line,
         "disk": 2e9,
         "cached": 5e9,
-        "mapped": 50e9,
     }
     return MachineProfile.model_validate(fields | changes)
 
@@ -98,10 +104,8 @@ def test_fit_finds_the_factors_and_none_below_zero() -> None:
 
 
 def test_storage_is_read_and_nothing_stays(tmp_path: Path) -> None:
-    storage, memory, mapped = read_rates(tmp_path, size=16 << 20)
-    assert storage > 0
-    assert memory > 0
-    assert mapped > 0
+    with scratch_file(tmp_path, size=16 << 20) as file:
+        assert min(*read_rates(file), mapped_rate(file)) > 0
     assert not list(tmp_path.glob(".launcher*"))
 
 
@@ -112,9 +116,10 @@ def test_products_are_counted_for_every_number_of_rows(monkeypatch: pytest.Monke
     assert all(1e6 < rate < 1e15 for rate in rates.values())
 
 
-def test_rank_that_fails_is_told_and_none_is_left() -> None:
+def test_rank_that_fails_is_told_and_none_is_left(tmp_path: Path) -> None:
+    kind = "cuda" if not torch.cuda.is_available() else "tpu"
     with pytest.raises(RunFailed, match=r"rank [01] of 2 failed"):
-        machine._world("cuda" if not torch.cuda.is_available() else "tpu", 2, 1, ["float32"])
+        machine._world(kind, 2, 1, tmp_path, ["float32"])
 
 
 # In the ranks: everything is timed once, matrices need not be larger than caches, and models have two layers.
@@ -131,7 +136,8 @@ if "launcher.bench.rank" in sys.orig_argv:
 
 def test_two_ranks_measure_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", hook(tmp_path / "hook", QUICK)["PYTHONPATH"])
-    said = machine._world("cpu", 2, 1, ["bfloat16"])
+    with scratch_file(tmp_path, size=8 << 20) as file:
+        said = machine._world("cpu", 2, 1, file, ["bfloat16"])
     speed = Speed.model_validate(said["speed"])
     assert speed.ranks == 2
     assert set(speed.costs) == {"bfloat16"}

@@ -49,14 +49,33 @@ def test_only_what_was_brought_counts_as_memory(opened: tuple[int, bytes]) -> No
     assert mapped_bytes() - before < SIZE // 8
 
 
+def huge_bytes() -> int:
+    """Of files' huge pages that this process sees as such."""
+    found = re.findall(r"FilePmdMapped:\s*(\d+)", Path("/proc/self/smaps").read_text())
+    return 1024 * sum(map(int, found))
+
+
+def test_what_was_just_written_is_renewed_where_the_system_has_huge_pages(
+    opened: tuple[int, bytes],
+) -> None:
+    fd, content = opened
+    file, before = MappedFile(fd, SIZE), huge_bytes()
+    quick = file.is_quick(0, SIZE)
+    renewed = file.renew(0, SIZE)
+    file.bring(0, SIZE)
+    assert bytes(file.view(0, SIZE).numpy()) == content
+    assert quick or renewed or huge_bytes() == before, "huge pages, and nothing was gained"
+
+
 @pytest.mark.parametrize("left", [0, SIZE // 2])
 def test_a_file_that_was_cut_short_raises(opened: tuple[int, bytes], left: int) -> None:
     """A look at its pages would end the process."""
     fd, content = opened
     file = MappedFile(fd, SIZE)
     os.ftruncate(fd, left)
-    with pytest.raises(OSError, match=r"Bad address|Cannot allocate|Input/output"):
-        file.bring(SIZE // 4, SIZE)
+    for look in (file.bring, file.is_quick, file.renew):
+        with pytest.raises(OSError, match=r"Bad address|Cannot allocate|Input/output"):
+            look(SIZE // 4, SIZE)
     if left:
         file.bring(0, left)
         assert bytes(file.view(0, left).numpy()) == content[:left]

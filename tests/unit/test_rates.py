@@ -33,7 +33,10 @@ COSTS = Costs(
 
 
 def speed(device: str, ranks: int) -> Speed:
-    return Speed(device=device, ranks=ranks, threads=1, memory=1e10, costs={"float32": COSTS})
+    costs = {"float32": COSTS}
+    return Speed(
+        device=device, ranks=ranks, threads=1, memory=1e10, mapped=9e10 / ranks, costs=costs
+    )
 
 
 PROFILE = MachineProfile(
@@ -51,7 +54,6 @@ PROFILE = MachineProfile(
     gather=Line(latency_s=3e-5, bytes_per_s=1e9),
     disk=5e8,
     cached=5e9,
-    mapped=50e9,
 )
 
 

@@ -132,6 +132,13 @@ def test_steps_are_those_of_the_engine(groups: int, slots: int, chunk: int) -> N
     assert seen == model.steps
 
 
+def test_a_message_takes_a_stages_time_and_is_not_computing() -> None:
+    work = Workload(((16, 20),), 8)
+    quick, slow = (replay(line(2, message_s=each), BATCH, work) for each in (0.0, 0.25))
+    assert slow.seconds > quick.seconds + 0.25 * quick.rounds
+    assert [stage.busy for stage in slow.stages] == [stage.busy for stage in quick.stages]
+
+
 def replace_slots(slots: int) -> Batch:
     return BATCH.model_copy(update={"slots": slots})
 

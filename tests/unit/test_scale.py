@@ -37,6 +37,17 @@ def test_fleets_of_the_sizes_that_were_asked_for() -> None:
     assert shares == sorted(shares, reverse=True)
 
 
+def test_a_plan_of_few_rows_stands_for_worlds_with_rows_enough(tmp_path: Path) -> None:
+    """Of an array of 100 worlds with one row, 99 have nothing to do; here all have."""
+    (tmp_path / "many.jsonl").write_text('{"prompt": "1+1="}\n' * 200)
+    (tmp_path / "one.jsonl").write_text('{"prompt": "1+1="}\n')
+    speeds = [
+        json.loads(invoke(f"input.path={tmp_path}/{name}.jsonl", "slurm.array=100", "--json"))
+        for name in ("many", "one")
+    ]
+    assert speeds[0]["rows_per_s"] == pytest.approx(speeds[1]["rows_per_s"])
+
+
 def test_what_is_assumed_is_printed() -> None:
     shown = invoke("--worlds", "3", "--tokens-per-s", "4000", "--mtbf-days", "7")
     assert "a node fails every 7 days" in shown

@@ -169,6 +169,32 @@ def test_weights_are_computed_with_where_the_page_cache_has_them(llama: Case) ->
         assert all(getattr(slot.module, slot.name).is_meta for slot, _ in part.values)
 
 
+@pytest.mark.parametrize(("there", "rounds"), [(0.0, 1), (float("inf"), None)])
+def test_pages_that_were_there_are_not_asked_for_again(
+    there: float, rounds: int | None, llama: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``there``: all pages come at once, or never soon enough."""
+    taken, asked = 0, 0
+
+    def count(pages: Pages, number: int) -> None:
+        nonlocal asked
+        asked += 1
+
+    def take(pages: Pages) -> None:
+        nonlocal taken
+        taken += 1
+        really(pages)
+
+    really = Pages.take
+    monkeypatch.setattr("launcher.model.pages.THERE", there)
+    monkeypatch.setattr(Pages, "_expect", count)
+    monkeypatch.setattr(Pages, "take", take)
+    model = llama.streamed(WAYS["all streamed"])
+    run(model, llama.text, BATCH)
+    assert taken > LAYERS + 1
+    assert asked == (rounds * (LAYERS + 1) if rounds else taken)
+
+
 def test_files_that_can_not_be_mapped_are_read(
     llama: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

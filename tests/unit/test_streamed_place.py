@@ -13,10 +13,11 @@ from launcher.errors import UsageError
 from launcher.job.spec import JobSpec
 from launcher.plan.budget import FREE_SHARE
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.homes import homes
 from launcher.plan.machines import Machines, gpu_profiles
 from launcher.plan.plan import Batch, Plan, Streaming
 from launcher.plan.sizes import read_size
-from launcher.plan.streaming import Draft, Sizes
+from launcher.plan.streaming import PUT_S, Draft, Sizes
 from launcher.plan.subject import Subject
 from launcher.records import Demand
 from launcher.strategies import streamed
@@ -167,7 +168,8 @@ def test_what_memory_has_of_the_files_is_mapped_or_copied_and_the_rest_read() ->
     in_place, cast, on_disk = draft_of(), draft_of("float32", host=800), draft_of(host=200)
     rates = in_place.subject.rates
     assert (in_place.in_place, cast.in_place, on_disk.in_place) == (True, False, False)
-    assert in_place.read_s == pytest.approx(in_place.read_bytes / rates.mapped)
+    putting = PUT_S * (80 + 1)  # layers, and the head
+    assert in_place.read_s == pytest.approx(in_place.read_bytes / rates.mapped + putting)
     assert cast.read_s == pytest.approx(cast.read_bytes / rates.cached)
     assert on_disk.read_s == pytest.approx(on_disk.read_bytes / (rates.disk / 2))  # two replicas
     gpu = draft_of(machines=Machines("cuda", 1, 2, gpu_profiles()["RTX-4090"], 400 * GIB))
@@ -261,3 +263,12 @@ def test_models_that_can_not_be_taken_apart_are_refused() -> None:
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         streamed.Options.model_validate(options)
+
+
+def test_the_run_and_its_ranks_load_as_much() -> None:
+    for draft in (draft_of(), draft_of(host=200), draft_of(layers=40)):
+        replayed = draft.replayed()
+        found = streamed._predicted(draft.subject, draft, replayed)
+        (home, _) = homes(draft.subject.spec.parallel, draft.subject.machines)
+        row = streamed._row(home, draft, 0, replayed)
+        assert row.load_s == found.load_s == draft.subject.load_s(draft.loaded)

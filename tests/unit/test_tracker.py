@@ -170,6 +170,7 @@ def test_the_real_one_of_somebody_who_never_logged_in(
     pytest.importorskip("wandb", reason="pip install 'launcher[wandb]'")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # its own errors go nowhere from a test
     run = a_run(tmp_path)
     export(run)
     said = run.tracker_log(0).read_text()

@@ -205,6 +205,24 @@ def test_node_0_waits_for_nodes_that_work_on(
     assert "node 1 fell silent" in str(silent.error)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_both_ends_of_a_cut_line_say_the_same(
+    first: int, tmp_path: Path, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Node 0 speaks for the world, with its own words or those of the node that noticed before it did."""
+    watching, hosts = watchdog(tmp_path, child, 1, "60s"), ["n1", "n2"]
+    for node, host in enumerate(hosts):
+        write_json(watching.run.node(ATTEMPT, node), {"host": host, "beat": 1.0, "outcome": None})
+    watching.node = first
+    monkeypatch.setattr(module.socket, "gethostname", lambda: hosts[first])
+    monkeypatch.setattr(watching, "lifelines", SimpleNamespace(broken=lambda: {1 - first: "cut"}))
+    outcome = watching._cut_off()
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["where"] == "n2"
+    assert outcome.error["what"] == "node 1 is out of reach of node 0, n1"
+
+
 def draining(watching: Watchdog, phases: list[str], waited_s: float) -> Outcome | None:
     """What the watchdog says ``waited_s`` seconds after it saw the request to drain."""
     request_drain(watching.run, ATTEMPT, "test")
