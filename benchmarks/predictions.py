@@ -1,7 +1,7 @@
 """What `launcher plan` predicts beside what runs measure, and whether `strategy: auto` takes the fastest way, on two
 CPU ranks. Everything is a real `launcher run` with nothing else on the machine.
 
-    python -m benchmarks.predictions --machine               # first, about two minutes: launcher bench machine
+    python -m benchmarks.predictions --machine               # first, some minutes: launcher bench machine
     python -m benchmarks.predictions [--only naive,ring]     # predicted and measured, per strategy
     python -m benchmarks.predictions --auto 0-3              # specs 0 to 3: auto's choice beside the fastest of its candidates
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import tempfile
 import time
@@ -22,11 +23,12 @@ from launcher.runtime import process
 PATIENCE_S = 600
 MOST_RANKS = 8
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+ROUNDS = 2  # a machine that others share is quicker in one minute than in the next
 LAUNCH_S = 4.0  # of agent and `accelerate launch` before there is a rank
 
 
 def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
-    """The profile of this machine; ``folder`` is where checkpoints are read from. Takes about a minute.
+    """The profile of this machine; ``folder`` is where checkpoints are read from. Takes some minutes.
 
     Raises RunFailed if a rank does, OSError where ``folder`` can't be written.
     """
@@ -34,12 +36,17 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
     if busy > environ.cpus() / 2:
         say(f"others are at work here (load {busy:.1f}): what is measured may be too low")
     say(f"reading from {folder}")
-    found: list[dict[str, Any]] = []
+    worlds = _worlds(environ.cpus(), len(gpus_here()))
+    rounds: list[list[dict[str, Any]]] = []
     with scratch_file(folder) as file:
         disk, cached = read_rates(file)
-        for kind, ranks, threads in _worlds(environ.cpus(), len(gpus_here())):
-            say(f"ranks on {kind}: {ranks}, threads of each: {threads}")
-            found.append(_world(kind, ranks, threads, file))
+        for number in range(ROUNDS):
+            rounds.append([])
+            for kind, ranks, threads in worlds:
+                said = f"ranks on {kind}: {ranks}, threads of each: {threads}"
+                say(f"{said} (round {number + 1} of {ROUNDS})")
+                rounds[-1].append(_world(kind, ranks, threads, file))
+    found = [mean(list(each)) for each in zip(*rounds, strict=True)]
     lines = [each for each in found if "link" in each][-1]
     return MachineProfile(
         kind=kind_here(),
@@ -57,6 +64,16 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
         start_s=LAUNCH_S + max(each["start_s"] for each in found),
         loading_s=max(each["loading_s"] for each in found),
     )
+
+
+def mean(values: list[Any]) -> Any:
+    """The mean of numbers, or of those within mappings of one form; of anything else the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: mean([value[key] for value in values]) for key in first}
+    if all(value == first for value in values) or None in values:
+        return None if None in values else first
+    return statistics.fmean(values) if isinstance(first, int | float) else first
 
 
 def _worlds(cpus: int, gpus: int) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -51,10 +52,11 @@ def _mapped(file: Path, rank: int) -> float | None:
 
     from launcher.bench.storage import mapped_rate, settle
 
-    try:
+    with suppress(OSError):
         if rank == 0:  # pages that another rank looks at can't be renewed
             settle(file)
-        dist.barrier()
+    dist.barrier()
+    try:
         return max(mapped_rate(file) for _ in range(3))
     except OSError:
         return None

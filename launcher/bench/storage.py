@@ -69,10 +69,8 @@ def settle(path: Path) -> None:
 
     with path.open("rb", buffering=0) as file:
         size = path.stat().st_size
-        mapped = MappedFile(file.fileno(), size)
-        for begin in range(0, size, BLOCK):
-            if not mapped.is_quick(begin, begin + BLOCK):
-                mapped.renew(begin, begin + BLOCK)
+        steps = ((begin, begin + BLOCK) for begin in range(0, size, BLOCK))
+        MappedFile(file.fileno(), size).settle(steps)
 
 
 def _rate(file: FileIO, target: memoryview) -> float:

@@ -8,6 +8,7 @@ import mmap
 import os
 import time
 import warnings
+from collections.abc import Iterable
 
 import torch
 
@@ -68,6 +69,18 @@ class MappedFile:
         except OSError:  # a file system that has no such thing
             return False
         return self._pass_s(begin, end) < before / 2
+
+    def settle(self, steps: Iterable[tuple[int, int]]) -> bool:
+        """Renew those of the ``steps`` (begin, end) that are not quick; False where the first time that was in vain."""
+        renewed = False
+        for step in steps:
+            if self.is_quick(*step):
+                continue
+            if self.renew(*step):
+                renewed = True
+            elif not renewed:
+                return False
+        return True
 
     def _pass_s(self, begin: int, end: int) -> float:
         """Seconds in which these bytes come and go, once they are there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import socket
 import time
@@ -17,16 +19,20 @@ def only_one(what: str, patience_s: float = PATIENCE_S) -> Iterator[bool]:
     """While no other process of this user on this host does ``what``, or after waiting so long for it: for what is
     better, but need not be, done by one at a time. Gives whether it is this one's turn. The kernel ends that of a
     process that ends."""
-    name, deadline = f"\0launcher {os.getuid()} {what}"[:100], time.monotonic() + patience_s
+    key = hashlib.sha256(f"{os.getuid()} {what}".encode()).hexdigest()
+    deadline = time.monotonic() + patience_s
     with socket.socket(socket.AF_UNIX) as turn:
-        while not (had := _bound(turn, name)) and time.monotonic() < deadline:
+        while (refused := _bind(turn, f"\0launcher {key}")) == errno.EADDRINUSE:
+            if time.monotonic() > deadline:
+                break
             time.sleep(POLL_S)
-        yield had
+        yield not refused
 
 
-def _bound(turn: socket.socket, name: str) -> bool:
+def _bind(turn: socket.socket, name: str) -> int | None:
+    """Take a name without a file; the number of the error that this came to."""
     try:
-        turn.bind(name)  # one without a file
-    except OSError:
-        return False
-    return True
+        turn.bind(name)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return None

@@ -184,21 +184,14 @@ class _File:
 
     def settle(self, places: Iterable[Range]) -> bool:
         """False where the first attempt to get larger pages was in vain."""
-        mapped, renewed = self._mapped, False
-        if mapped is None:
+        if self._mapped is None:
             return False
+        steps = _steps((self._base + place.begin, self._base + place.end) for place in places)
         try:
-            for begin, end in _steps((self._base + p.begin, self._base + p.end) for p in places):
-                if mapped.is_quick(begin, end):
-                    continue
-                if mapped.renew(begin, end):
-                    renewed = True
-                elif not renewed:
-                    return False
+            return self._mapped.settle(steps)
         except OSError as error:
             self.check()
             raise self._lost(error.strerror or str(error)) from error
-        return True
 
     @cached_property
     def _mapped(self) -> MappedFile | None:

@@ -11,6 +11,7 @@ from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
 from launcher.plan.shards import degrees
+from launcher.plan.subject import full_part
 
 ALIKE = 0.05  # predictions that differ by less say nothing: the plan whose ranks depend less on each other is simpler
 MOST_RANKS = 64  # of one replica
@@ -170,11 +171,13 @@ def why(plan: Plan, first: Plan) -> str:
     if speed(plan) >= (1 - ALIKE) * speed(first):
         return _nearly(plan, first)
     predicted, gpus = plan.predicted, plan.nodes * plan.gpus_per_node
-    busy, bubble = predicted.utilization or 0.0, predicted.bubble or 0.0
+    part = full_part(plan.rows, plan.worlds * plan.replicas)
+    busy, bubble = (predicted.utilization or 0.0) / part, predicted.bubble or 0.0
     losses = {
         f"bubbles: stages wait {bubble:.0%} of the time": bubble,
         f"{empty_gpus(plan)} of {gpus} GPUs stay empty": empty_gpus(plan) / gpus if gpus else 0.0,
         _waits(plan, 1 - busy - bubble): 1 - busy - bubble,
+        f"replicas without rows: there are {plan.rows:,}": 1 - part,
     }
     reason, share = max(losses.items(), key=lambda item: item[1])
     if share > 0.1:
@@ -185,12 +188,14 @@ def why(plan: Plan, first: Plan) -> str:
 
 
 def _nearly(plan: Plan, first: Plan) -> str:
+    less = 1 - speed(plan) / speed(first)
+    said = f"{less:.1%} fewer tokens/s" if less > 0 else "about as fast"
     size, least = prod(shape(plan)), prod(shape(first))
     if size > least:
-        return f"about as fast, with {size} ranks in a replica instead of {least}"
+        return f"{said}, with {size} ranks in a replica instead of {least}"
     if size == least and plan.world_size > first.world_size:
-        return f"about as fast, with {plan.world_size} ranks instead of {first.world_size}"
-    return f"{1 - speed(plan) / speed(first):.1%} fewer tokens/s"
+        return f"{said}, with {plan.world_size} ranks instead of {first.world_size}"
+    return said
 
 
 def _short(plan: Plan) -> str:

@@ -24,8 +24,8 @@ MESSAGE_S, GATHERED_S = 5e-4, 6e-5
 START_S = 15.0  # from the agent's start until its ranks can load
 LOADING_S = 5.0  # of loading, beside reading
 # Bytes per second of files in memory that a thread maps, and lets go again: small pages are assumed, with huge ones it
-# is fifty times that (docs/decisions/0011-weights-in-place.md).
-MAPPED = 20e9
+# is a hundred times that (docs/decisions/0011-weights-in-place.md).
+MAPPED = 10e9
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rates:
     far_gather: Line
     disk: float = 2e9
     cached: float = 5e9
-    mapped: float = MAPPED
+    mapped: float | None = MAPPED  # None: they can't be
     host_link: float = 20e9  # bytes per second between a GPU and its host
     threads: int = 1
     pass_s: float = 0.0  # of a pass through some layers
@@ -88,7 +88,7 @@ class Rates:
             gather=profile.gather if near else self.gather,
             disk=profile.disk,
             cached=profile.cached,
-            mapped=speed.mapped or profile.cached,
+            mapped=speed.mapped,
             threads=speed.threads,
             step_s=profile.step_s,
             message_s=MESSAGE_S if speed.device == "cpu" else 0.0,

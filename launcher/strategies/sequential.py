@@ -282,6 +282,5 @@ def _placements(homes: Sequence[_Home], device_map: DeviceMap) -> list[Placement
 
 def _predicted(subject: Subject, replayed: Replayed, turns: int) -> Predicted:
     """Devices take turns, so K of them are busy 1/K of the time."""
-    busy = replayed.utilization / turns
-    found = subject.predicted(replayed, bubble=(turns - 1) * busy)
-    return found.model_copy(update={"utilization": busy})
+    found = subject.predicted(replayed, bubble=(turns - 1) * replayed.utilization / turns)
+    return found.model_copy(update={"utilization": (found.utilization or 0.0) / turns})

@@ -145,10 +145,13 @@ def _predicted(subject: Subject, draft: Draft, replayed: Replayed) -> Predicted:
     if draft.buffers is None:
         return found
     load_s = subject.load_s(draft.loaded)
+    wall_s = subject.rates.start_s + load_s + replayed.seconds
+    hours = found.gpu_hours
     return found.model_copy(
         update={
             "load_s": load_s,
-            "wall_s": subject.rates.start_s + load_s + replayed.seconds,
+            "wall_s": wall_s,
+            "gpu_hours": hours and found.wall_s and hours * wall_s / found.wall_s,
             "read_bytes_per_token": draft.read_bytes * replayed.rounds / replayed.tokens,
         }
     )

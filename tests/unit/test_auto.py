@@ -82,6 +82,8 @@ def test_of_plans_that_are_about_as_fast_the_one_whose_ranks_share_least() -> No
     slower = predicted(alone, 94.0)
     assert ranked([split, slower]) == [split, slower]
     assert why(predicted(alone, 95.5), split) == "4.5% fewer tokens/s"
+    less = predicted(split, 95.0)
+    assert why(less, alone) == "1.0% fewer tokens/s, with 4 ranks in a replica instead of 1"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,13 @@ def test_storage_is_read_and_nothing_stays(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".launcher*"))
 
 
+def test_rounds_are_put_together_by_their_means() -> None:
+    one = {"device": "cpu", "ranks": 2, "mapped": 1.0, "costs": {"float32": {"matmul": {"1": 2.0}}}}
+    other = one | {"costs": {"float32": {"matmul": {"1": 4}}}, "mapped": None}
+    both = {"device": "cpu", "ranks": 2, "mapped": None, "costs": {"float32": {"matmul": {"1": 3}}}}
+    assert machine.mean([one, other]) == machine.mean([other, one]) == both
+
+
 def test_products_are_counted_for_every_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(products.WORKING_SET, "cpu", 32 << 20)
     rates = products.matmul_rates(torch.device("cpu"), torch.float32)
@@ -140,6 +147,8 @@ def test_two_ranks_measure_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         said = machine._world("cpu", 2, 1, file, ["bfloat16"])
     speed = Speed.model_validate(said["speed"])
     assert speed.ranks == 2
+    assert speed.mapped
+    assert speed.mapped > 1e8
     assert set(speed.costs) == {"bfloat16"}
     # Which of its factors a noisy machine leaves at 0 is open.
     factors = [

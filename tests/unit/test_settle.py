@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 from jobs import wait_for
 from safetensors.torch import save_file
 
-from launcher.model import mapped
+from launcher.model import mapped, turn
 from launcher.model.mapped import HUGE, MappedFile
-from launcher.model.turn import only_one
 from launcher.model.weight_files import SETTLED, Range, WeightFiles
 
 FILES = ("a.safetensors", "b.safetensors")
@@ -75,19 +75,27 @@ def test_a_file_system_that_can_not_sync_is_no_error(
         assert not MappedFile(file.fileno(), HUGE).renew(0, HUGE)
 
 
-def test_turns_are_taken_and_end_with_their_process() -> None:
-    script = "from launcher.model.turn import only_one\nwith only_one('test'): print(); input()"
+def test_turns_are_taken_and_end_with_their_process(tmp_path: Path) -> None:
+    script = "import sys; from launcher.model.turn import only_one\nwith only_one(sys.argv[1]): print(); input()"
+    what = f"test {tmp_path}"
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", script, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        assert not had_turn("test")
-        assert had_turn("something else")
+        assert not had_turn(what)
+        assert had_turn(what + " else")
         other.kill()
-    wait_for(lambda: had_turn("test"))
+    wait_for(lambda: had_turn(what))
+
+
+def test_where_there_are_no_turns_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "_bind", lambda *_: errno.EPERM)
+    monkeypatch.setattr(turn.time, "sleep", lambda _: pytest.fail("it waits"))
+    with turn.only_one("test") as had:
+        assert not had
 
 
 def had_turn(what: str) -> bool:
-    with only_one(what, patience_s=0.2) as had:
+    with turn.only_one(what, patience_s=0.2) as had:
         return had
