@@ -18,7 +18,9 @@ from launcher.plan.rates import Rates
 from launcher.plan.replay import replay
 from launcher.plan.subject import Subject
 
-PUT_S = 2e-4  # of Python and the kernel for a unit whose pages come and go; seen in runs of benchmarks/predictions.py
+# Seen in runs of benchmarks/predictions.py: of Python and the kernel for a unit whose pages come and go, and of Python
+# between the blocks of a step.
+PUT_S, BETWEEN_S = 2e-4, 1e-4
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,12 @@ class Draft:
 
     def replayed(self) -> Replayed:
         """The work of one replica played through, sweep by sweep."""
-        subject = self.subject
+        subject, blocks = self.subject, len(self.sizes.layers) + 1
+        between_s = BETWEEN_S * blocks if self.buffers is not None else 0.0
         line = Line(
             stages=[self._cost],
             links=[lambda _: 0.0],
-            step_s=subject.rates.step_s,
+            step_s=subject.rates.step_s + between_s,
             in_rounds=self.buffers is not None,
             held=self.held if self.buffers is not None else None,
         )

@@ -65,9 +65,7 @@ def test_the_command_prints_json_or_a_table() -> None:
     assert "--lengths" in launcher("bench", "attention", "--lengths", "x", code=2).stderr
 
 
-def test_ranks_that_take_too_long_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_that_take_too_long_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PATIENCE_S", 0.0)
     with pytest.raises(RunFailed, match=r"ranks \[0, 1\] of 2 had not measured all within"):
         machine._world("cpu", 2, 1, tmp_path)
