@@ -9,7 +9,6 @@ Every fault meets a pipeline of two stages on two nodes in the middle of its wor
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -22,15 +21,10 @@ from typing import Any
 
 from cluster import Cluster, why_not
 from gate import Gate
-from jobs import mixed_rows, wait_for, write_job
+from held_jobs import PIPELINE, SHARE, job, rank_of
+from jobs import wait_for
 from kills import Victim, victims
 from on_slurm import ended, submit
-
-ROWS, SHARE = 160, 20
-PIPELINE = {
-    "parallel": {"strategy": "pipeline", "stages": 2},
-    "resources": {"device": "cpu", "nodes": 2},
-}
 
 
 @dataclass(frozen=True)
@@ -92,12 +86,15 @@ def noticed_s(cluster: Cluster, fault: Fault, folder: Path) -> float:
     """Seconds until the attempt had ended; by the clock of the machine that all nodes share."""
     run, gate = folder / "run", Gate(folder / "gate", SHARE)
     limits = {"step": "240s", "drain": "240s", **fault.limits}
-    spec = write_job(folder, mixed_rows(ROWS), **PIPELINE, limits=limits)
-    (job,) = submit(spec, run, {"SLURM_CONF": cluster.env["SLURM_CONF"], **gate.env})
+    (number,) = submit(
+        job(folder, **PIPELINE, limits=limits),
+        run,
+        {"SLURM_CONF": cluster.env["SLURM_CONF"], **gate.env},
+    )
     gate.wait()
-    node = json.loads((run / "status/w0000-a0001-r0001.json").read_text())["host"]
+    node = rank_of(cluster, run, 1).node
     there = {victim.role: victim for victim in victims(cluster, run) if victim.node == node}
-    held = Held(cluster, job, gate, there)
+    held = Held(cluster, number, gate, there)
     fault.before(held)
     began = time.time()
     fault.cause(held)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from launcher.bench.clock import once
+from launcher.bench.products import DEEP, layers_in_turn
 from launcher.model.gang import Gang
 from launcher.model.group import TensorGroup
-from launcher.model.packed import pack_linears
 from launcher.plan.measured import Line
 
 SMALL, LARGE = 1 << 12, 1 << 23  # bytes
 ROUNDS = 50
-WIDE, DEEP, MATRICES, ROWS = 2048, 1024, 8, 8  # of what is computed between exchanges
+MATRICES, ROWS = 8, 8  # of what is computed between exchanges
 
 
 def link(rank: int, device: torch.device) -> Line:
@@ -66,12 +64,8 @@ def exchanges(rank: int, ranks: int, device: torch.device) -> dict[str, Line]:
 
 def _work(device: torch.device) -> Callable[[], object]:
     """About what is computed of a layer between two exchanges, with weights that come from memory."""
-    layers = nn.ModuleList(
-        nn.Linear(DEEP, WIDE, bias=False, device=device) for _ in range(MATRICES)
-    )
-    if device.type == "cpu":
-        pack_linears(layers)
-    turn, inputs = itertools.cycle(layers), torch.zeros(ROWS, DEEP, device=device)
+    turn = layers_in_turn(MATRICES, device, torch.float32)
+    inputs = torch.zeros(ROWS, DEEP, device=device)
 
     def work() -> None:
         with torch.inference_mode():

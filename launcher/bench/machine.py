@@ -67,13 +67,13 @@ def measure(folder: Path, say: Callable[[str], None]) -> MachineProfile:
 
 
 def mean(values: list[Any]) -> Any:
-    """The mean of numbers, or of those within mappings of one form; of anything else the first."""
+    """The mean of numbers, or of those within mappings of one form; None where one of them is, else the first."""
     first = values[0]
     if isinstance(first, dict):
         return {key: mean([value[key] for value in values]) for key in first}
-    if all(value == first for value in values) or None in values:
-        return None if None in values else first
-    return statistics.fmean(values) if isinstance(first, int | float) else first
+    if None in values:
+        return None
+    return statistics.mean(values) if isinstance(first, int | float) else first
 
 
 def _worlds(cpus: int, gpus: int) -> list[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -21,12 +22,7 @@ def matmul_rates(device: torch.device, dtype: torch.dtype, packed: bool = True) 
     """Floating point operations per second by rows, of layers whose weights come from memory as in a real step.
     On a CPU they are ``packed`` there, or lie as in a checkpoint and are computed with as what is streamed."""
     count = WORKING_SET[device.type] // (WIDE * DEEP * dtype.itemsize)
-    layers = nn.ModuleList(
-        nn.Linear(DEEP, WIDE, bias=False, device=device, dtype=dtype) for _ in range(count)
-    )
-    if device.type == "cpu":
-        (pack_linears if packed else turn_linears)(layers)
-    turn = itertools.cycle(layers)
+    turn = layers_in_turn(count, device, dtype, packed)
     found = {}
     with torch.inference_mode():
         for rows in ROWS:
@@ -39,6 +35,18 @@ def matmul_rates(device: torch.device, dtype: torch.dtype, packed: bool = True) 
 
             found[rows] = 2 * rows * WIDE * DEEP * each / seconds(some)
     return found
+
+
+def layers_in_turn(
+    count: int, device: torch.device, dtype: torch.dtype, packed: bool = True
+) -> Iterator[nn.Module]:
+    """Linear layers, (DEEP) to (WIDE), again and again, on a CPU ``packed`` or as in a checkpoint."""
+    layers = nn.ModuleList(
+        nn.Linear(DEEP, WIDE, bias=False, device=device, dtype=dtype) for _ in range(count)
+    )
+    if device.type == "cpu":
+        (pack_linears if packed else turn_linears)(layers)
+    return itertools.cycle(layers)
 
 
 def memory_rate(device: torch.device) -> float:

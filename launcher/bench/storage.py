@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -46,20 +47,17 @@ def mapped_rate(path: Path) -> float:
     kernel's own in the processor's caches. Raises OSError, as where files can't be mapped so."""
     import torch
 
+    from launcher.bench.clock import once
     from launcher.model.mapped import MappedFile
 
     with path.open("rb", buffering=0) as file:
         size, spent = path.stat().st_size, 0.0
         mapped = MappedFile(file.fileno(), size)
         for begin in range(0, size, BLOCK):
-            end = begin + BLOCK
-            spent -= time.perf_counter()
-            mapped.bring(begin, end)
-            spent += time.perf_counter()
-            mapped.view(begin, end).view(torch.int64).sum()
-            spent -= time.perf_counter()
-            mapped.leave(begin, end)
-            spent += time.perf_counter()
+            part = begin, begin + BLOCK
+            spent += once(partial(mapped.bring, *part))
+            mapped.view(*part).view(torch.int64).sum()
+            spent += once(partial(mapped.leave, *part))
         return size / spent
 
 

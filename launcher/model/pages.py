@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -20,7 +21,10 @@ class _Part:
 
     values: list[tuple[Slot, torch.Tensor]]
     ranges: list[Range]
-    nbytes: int
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(place.end - place.begin for place in self.ranges)
 
     @classmethod
     def of(cls, unit: Unit, files: WeightFiles) -> _Part | None:
@@ -38,7 +42,7 @@ class _Part:
                 found[-1] = Range(last.file, last.begin, tensor.end)
             else:
                 found.append(Range(tensor.file, tensor.begin, tensor.end))
-        return cls(values, found, sum(place.end - place.begin for place in found))
+        return cls(values, found)
 
 
 class Pages:

@@ -143,18 +143,15 @@ class Draft:
     def in_place(self) -> bool:
         """Whether the weights are computed with where the page cache has them: model/pages.py's rule."""
         on_cpu = self.subject.machines.device == "cpu"
-        return on_cpu and self.stays_in_memory and self.sizes.plain and self._mapped is not None
-
-    @property
-    def _mapped(self) -> float | None:
-        return self.subject.rates.mapped
+        mappable = self.subject.rates.mapped is not None
+        return on_cpu and self.stays_in_memory and self.sizes.plain and mappable
 
     @property
     def read_s(self) -> float:
         """Of one sweep, where nothing else is done. The replicas of a node share its disk."""
         rates = self.subject.rates
-        if self.in_place and self._mapped:
-            return self.read_bytes / self._mapped + PUT_S * self.units
+        if self.in_place and rates.mapped:
+            return self.read_bytes / rates.mapped + PUT_S * self.units
         if self.stays_in_memory:
             return self.read_bytes / rates.cached
         each = max(1, self.subject.spec.parallel.replicas // self.subject.machines.nodes)

@@ -83,11 +83,14 @@ class Subject:
     def _works(self) -> dict[int, Workload]:
         return {}
 
-    def predicted(self, replayed: Replayed, bubble: float | None = None) -> Predicted:
-        """Of one world on average, from what one of its replicas does that has as many rows as any."""
+    def predicted(
+        self, replayed: Replayed, bubble: float | None = None, loaded: int | None = None
+    ) -> Predicted:
+        """Of one world on average, from what one of its replicas does that has as many rows as any. ``loaded``: bytes
+        that a replica reads before its first step, where those are not all."""
         machines, rates = self.machines, self.rates
         part = full_part(self.demand.rows, self.writers)
-        load_s = self.load_s(self.checkpoint.file_bytes)
+        load_s = self.load_s(self.checkpoint.file_bytes if loaded is None else loaded)
         wall_s = rates.start_s + load_s + replayed.seconds
         gpus = machines.nodes * machines.gpus_per_node
         return Predicted(

@@ -137,13 +137,12 @@ def in_short(plan: Plan, summary: Summary, model: str | None) -> list[str]:
     ranks = f"{cells.plural(summary['world_size'], 'rank')} on {summary['device']}"
     if plan.accelerate is not None:
         return ["script", ranks, f"mixed precision {plan.dtype}"]
-    replicas = len({device.replica for device in plan.devices})
     stages = len({device.stage for device in plan.devices})
     batch = plan.batch
     facts = [
         model,
         cells.split(plan.strategy, plan.schedule),
-        f"{cells.plural(replicas, 'replica')} of {cells.plural(stages, 'stage')}",
+        f"{cells.plural(plan.replicas, 'replica')} of {cells.plural(stages, 'stage')}",
         f"{units.short(plan.parameters)} parameters in {plan.dtype}",
         f"{cells.plural(batch.groups, 'group')} of {cells.plural(batch.slots, 'slot')}",
         ranks,

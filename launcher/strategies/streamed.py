@@ -141,20 +141,11 @@ def _budget(subject: Subject, options: Options, ranks_per_node: int) -> Budget:
 
 def _predicted(subject: Subject, draft: Draft, replayed: Replayed) -> Predicted:
     """What sweeps do; not all is read before them."""
-    found = subject.predicted(replayed, bubble=0.0)
     if draft.buffers is None:
-        return found
-    load_s = subject.load_s(draft.loaded)
-    wall_s = subject.rates.start_s + load_s + replayed.seconds
-    hours = found.gpu_hours
-    return found.model_copy(
-        update={
-            "load_s": load_s,
-            "wall_s": wall_s,
-            "gpu_hours": hours and found.wall_s and hours * wall_s / found.wall_s,
-            "read_bytes_per_token": draft.read_bytes * replayed.rounds / replayed.tokens,
-        }
-    )
+        return subject.predicted(replayed, bubble=0.0)
+    found = subject.predicted(replayed, bubble=0.0, loaded=draft.loaded)
+    read = draft.read_bytes * replayed.rounds / replayed.tokens
+    return found.model_copy(update={"read_bytes_per_token": read})
 
 
 def _row(home: Home, draft: Draft, capacity: int, replayed: Replayed) -> DevicePlan:

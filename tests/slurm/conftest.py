@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "slurm" / "devcluster"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # the checker
 
 from cluster import Cluster, why_not
+from gate import Gate
+from held_jobs import SHARE
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +48,16 @@ def env(cluster: Cluster, tmp_path: Path) -> Iterator[dict[str, str]]:
     sacct.chmod(0o755)
     yield {"SLURM_CONF": cluster.env["SLURM_CONF"], "PATH": f"{folder}:{os.environ['PATH']}"}
     assert not asked.exists(), "somebody asked sacct"
+
+
+@pytest.fixture
+def gate(tmp_path: Path, env: dict[str, str]) -> Gate:
+    """In the environment of what is submitted: ranks wait after their share of rows."""
+    gate = Gate(tmp_path / "gate", SHARE)
+    env.update(gate.env)
+    return gate
+
+
+@pytest.fixture(scope="session")
+def undisturbed(whole_run: Path) -> Path:
+    return whole_run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -20,9 +19,8 @@ from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, request_drain, write_json
-from launcher.runtime import failure, process
+from launcher.runtime import process
 from launcher.runtime import watchdog as module
-from launcher.runtime.oom import OomKills
 from launcher.runtime.outcome import Outcome, conclude
 from launcher.runtime.watchdog import Freshness, Watchdog
 
@@ -287,27 +285,3 @@ def test_a_rank_that_is_gone_is_told_with_its_own_end(
     assert outcome.error["where"] == "rank 0 on here"
     assert (outcome.error["cause"] or "").startswith(cause or "")
     assert (outcome.error["cause"] is None) is (cause is None)
-
-
-def test_the_kernel_is_asked_whether_it_was_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, codes = Run.create(tmp_path / "run"), (-signal.SIGKILL, -signal.SIGSEGV)
-    run.attempt_dir(ATTEMPT).mkdir()
-    now = OomKills.count()
-    for before, word in (
-        (now, "or somebody ended it"),
-        (OomKills(now.host - 1, now.own), "a process of this host"),
-        (OomKills(now.host - 1, now.own - 1), "a process of this job"),
-    ):
-        killed, crashed = (failure.of_rank(run, ATTEMPT, 0, "n1", c, before) for c in codes)
-        assert word in str(killed.cause)
-        assert ("batch.slots" in str(killed.fix)) is (before != now)
-        assert "memory" not in str(crashed)
-
-
-@pytest.mark.parametrize(
-    ("code", "text"), [(0, "exit code 0"), (-9, "signal SIGKILL"), (-40, "signal 40")]
-)
-def test_every_end_of_a_process_has_words(code: int, text: str) -> None:
-    assert failure.exit_text(code) == text
