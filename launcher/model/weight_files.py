@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 
 from launcher.errors import WeightsError
+from launcher.model.exclusive import only_one
 from launcher.model.mapped import HUGE, MappedFile
 from launcher.model.recipe import Recipe, Source
-from launcher.model.turn import only_one
 from launcher.plan.headers import TensorInfo
 
 CHUNK = (

@@ -12,7 +12,7 @@ import torch
 from jobs import wait_for
 from safetensors.torch import save_file
 
-from launcher.model import mapped, turn
+from launcher.model import exclusive, mapped
 from launcher.model.mapped import HUGE, MappedFile
 from launcher.model.weight_files import SETTLED, Range, WeightFiles
 
@@ -76,7 +76,7 @@ def test_a_file_system_that_can_not_sync_is_no_error(
 
 
 def test_turns_are_taken_and_end_with_their_process(tmp_path: Path) -> None:
-    script = "import sys; from launcher.model.turn import only_one\nwith only_one(sys.argv[1]): print(); input()"
+    script = "import sys; from launcher.model.exclusive import only_one\nwith only_one(sys.argv[1]): print(); input()"
     what = f"test {tmp_path}"
     with subprocess.Popen(
         [sys.executable, "-c", script, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -90,12 +90,12 @@ def test_turns_are_taken_and_end_with_their_process(tmp_path: Path) -> None:
 
 
 def test_where_there_are_no_turns_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "_bind", lambda *_: errno.EPERM)
-    monkeypatch.setattr(turn.time, "sleep", lambda _: pytest.fail("it waits"))
-    with turn.only_one("test") as had:
+    monkeypatch.setattr(exclusive, "_bind", lambda *_: errno.EPERM)
+    monkeypatch.setattr(exclusive.time, "sleep", lambda _: pytest.fail("it waits"))
+    with exclusive.only_one("test") as had:
         assert not had
 
 
 def had_turn(what: str) -> bool:
-    with turn.only_one(what, patience_s=0.2) as had:
+    with exclusive.only_one(what, patience_s=0.2) as had:
         return had

@@ -1,4 +1,4 @@
-"""Turns: one process of a host at a time."""
+"""What one process of a host does at a time."""
 
 from __future__ import annotations
 
