@@ -20,10 +20,11 @@ from launcher.report.html import write_report
 from launcher.run import Run
 
 STAGES = 4
-# Done when the page has not been scrolled for fifteen frames.
-STILL = """new Promise(done => { let at = scrollY, frames = 0; const look = () => {
-    frames = scrollY === at ? frames + 1 : 0; at = scrollY;
-    frames < 15 ? requestAnimationFrame(look) : done(); }; look(); })"""
+# Done when the page has not been scrolled for half a second: a wheel scrolls on for a moment, and for a quarter of a second
+# after the last of it the timeline leaves the wheel to the page.
+STILL = """new Promise(done => { let at = scrollY, since = performance.now(); const look = () => {
+    if (scrollY !== at) { at = scrollY; since = performance.now(); }
+    performance.now() - since < 500 ? requestAnimationFrame(look) : done(); }; look(); })"""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def show(page: Page, run: Run) -> Page:
     page.resize(1280, 900)
     page.open(run.report)
     page.run("document.querySelector('canvas').scrollIntoView({block: 'center'})")
-    page.run(STILL)  # the wheel scrolls on for a moment
+    page.run(STILL)
     return page
 
 
@@ -179,6 +180,7 @@ def test_the_pointer_is_told_what_is_under_it(shown: Page) -> None:
     x, y, width, _ = canvas(shown)
     for _ in range(12):
         shown.mouse("Wheel", x + width / 2, y + 40, deltaX=0, deltaY=-120)
+    assert canvas(shown)[:2] == (x, y)  # it was zoomed, not scrolled
     texts = []
     for part in range(30, 95, 3):
         shown.mouse("Moved", x + width * part / 100, y + 36)
