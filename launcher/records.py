@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    n: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Request:
 @dataclass(frozen=True)
 class Generation:
     """A finished row. ``finish_reason`` is ``stop`` (end of text or a stop string) or ``length``. ``logprobs`` has an
-    entry for each token of the text, as OpenAI's chat completions have it, where the row asked for them."""
+    entry for each token of the text, as OpenAI's chat completions have it, where the row asked for them. A row that
+    asked for several answers has all of them in ``choices``, the first of which is what the other fields tell, and
+    ``completion_tokens`` of all together."""
 
     index: int
     id: str
@@ -55,6 +59,7 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     logprobs: list[dict[str, Any]] | None = None
+    choices: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,9 @@ class Demand:
     excerpts: tuple[str, ...] = field(default=(), compare=False, repr=False)
     bytes_per_token: float | None = field(default=None, compare=False)
     scored_bytes: float = field(default=0.0, compare=False)
+    answers: float = field(default=1.0, compare=False)  # of a row, on average
+
+    @property
+    def sequences(self) -> int:
+        """What is generated, or scored: an answer of a row each."""
+        return math.ceil(self.rows * self.answers)

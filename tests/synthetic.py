@@ -229,5 +229,9 @@ class Runner:
         reached = (hidden[step.counts.cumsum(0) - 1, 0].long() + 1) % VOCABULARY
         return torch.nn.functional.one_hot(reached, VOCABULARY).float()
 
+    def held(self) -> dict[str, float]:
+        """Nothing worth counting."""
+        return {}
+
     def close(self) -> None:
         """Nothing to give up."""

@@ -37,6 +37,9 @@ class _AtOnce:
         self.spent += time.perf_counter() - began
         return torch.zeros(self._rows.popleft(), dtype=torch.int64)
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         """There is nothing to give up."""
 

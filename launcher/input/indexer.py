@@ -54,6 +54,7 @@ class Tally:
     sample: list[tuple[int, int]] = field(default_factory=list)  # of every ``_every``th good row
     excerpts: list[str] = field(default_factory=list)
     scored: int = 0  # bytes of continuations
+    answers: int = 0
     _every: int = 1
     _good: int = 0
 
@@ -80,6 +81,7 @@ class Tally:
         else:
             self.max_new_tokens = max(self.max_new_tokens, new)
             self._keep(row, size, new)
+        self.answers += row.sampling.n
 
     def _keep(self, row: Request, size: int, new: int) -> None:
         """Take the row into the sample, which stays evenly spread over all rows so far."""
@@ -102,6 +104,7 @@ class Tally:
             sample=tuple(self.sample),
             excerpts=tuple(self.excerpts),
             scored_bytes=self.scored / max(1, self._good),
+            answers=self.answers / self._good if self._good else self.generation.n,
         )
 
 

@@ -10,7 +10,7 @@ from launcher.records import Failure, Generation
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PENALTIES = ("presence_penalty", "frequency_penalty")
-SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", *PENALTIES, "logit_bias")
+SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "n", *PENALTIES, "logit_bias")
 MOST_TOPS = 20  # likeliest tokens that are told beside each
 # The spec's model answers whatever model is named; the others say nothing about the text.
 IGNORED = {
@@ -24,7 +24,6 @@ IGNORED = {
 }
 # Options with the one value that asks for nothing beyond what is done anyway.
 NEUTRAL: dict[str, Any] = {
-    "n": 1,
     "best_of": 1,
     "stream": False,
     "top_logprobs": 0,
@@ -34,7 +33,7 @@ NEUTRAL: dict[str, Any] = {
     "modalities": ["text"],
     "response_format": {"type": "text"},
 }
-INSTEAD = dict.fromkeys(("n", "best_of"), ": a row has one answer, repeat it with other seeds")
+INSTEAD = {"best_of": ": n gives as many answers, all of them"}
 
 
 def request_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +126,10 @@ def result_of(
         "object": "chat.completion" if chat else "text_completion",
         "created": created,
         "model": model,
-        "choices": [_choice(record, chat)],
+        "choices": [
+            {"index": number, **_choice(choice, chat)}
+            for number, choice in enumerate(record.choices or [vars(record)])
+        ],
         "usage": {
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
@@ -149,14 +151,15 @@ def _refused(failure: Failure) -> dict[str, Any]:
     return {"response": {**response, "body": body}, "error": error}
 
 
-def _choice(record: Generation, chat: bool) -> dict[str, Any]:
+def _choice(choice: dict[str, Any], chat: bool) -> dict[str, Any]:
+    text = choice["text"]
     said: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": record.text, "refusal": None}}
+        {"message": {"role": "assistant", "content": text, "refusal": None}}
         if chat
-        else {"text": record.text}
+        else {"text": text}
     )
-    told = _told(record.logprobs, chat)
-    return {"index": 0, **said, "logprobs": told, "finish_reason": record.finish_reason}
+    told = _told(choice.get("logprobs"), chat)
+    return {**said, "logprobs": told, "finish_reason": choice["finish_reason"]}
 
 
 def _told(entries: list[dict[str, Any]] | None, chat: bool) -> dict[str, Any] | None:

@@ -102,6 +102,7 @@ class InputSpec(Section):
     template: str = Field("auto", description="chat template: auto, none, or a file")
 
 
+MOST_ANSWERS = 128  # to a row, as OpenAI has it
 MOST_BIASED = 1024  # tokens of a row's logit_bias
 # Strict: true is no bias of 1.
 Bias = Annotated[float, Field(strict=True, ge=-100, le=100)]
@@ -130,6 +131,12 @@ class GenerationSpec(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="rows without one have this plus their index")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list, max_length=64, description="texts that end a row; they are left out"
+    )
+    n: int = Field(
+        1,
+        ge=1,
+        le=MOST_ANSWERS,
+        description="answers to a row, each drawn with a seed of its own: in `choices` of its result where there are several",
     )
 
 

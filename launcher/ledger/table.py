@@ -20,6 +20,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "finish_reason": "string",
         **_TOKENS,
         "logprobs": "logprobs",
+        "choices": "choices",
     },
     "score": {
         "index": "int64",
@@ -39,7 +40,11 @@ def write_table(outputs: Path, target: Path, task: str = "generate") -> None:
     import pyarrow
     from pyarrow import parquet
 
-    nested = {"scores": _scores(pyarrow), "logprobs": _logprobs(pyarrow)}
+    nested = {
+        "scores": _scores(pyarrow),
+        "logprobs": _logprobs(pyarrow),
+        "choices": _choices(pyarrow),
+    }
     schema = pyarrow.schema(
         [(name, nested.get(kind, kind)) for name, kind in COLUMNS[task].items()]
     )
@@ -62,6 +67,13 @@ def _logprobs(pyarrow: Any) -> Any:
     entry["bytes"] = pyarrow.list_(pyarrow.int64())
     tops = pyarrow.list_(pyarrow.struct(list(entry.items())))
     return pyarrow.list_(pyarrow.struct([*entry.items(), ("top_logprobs", tops)]))
+
+
+def _choices(pyarrow: Any) -> Any:
+    """The type of records.Generation's `choices`; null of a row that asked for one answer."""
+    choice = {"text": pyarrow.string(), "finish_reason": pyarrow.string()}
+    choice |= {"completion_tokens": pyarrow.int64(), "logprobs": _logprobs(pyarrow)}
+    return pyarrow.list_(pyarrow.struct(list(choice.items())))
 
 
 def _group(lines: Any) -> Iterator[dict[str, Any]]:

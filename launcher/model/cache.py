@@ -209,6 +209,12 @@ class SlotCache(Cache):
         self._layers = [SlotLayer(self) for _ in range(layers)]
         super().__init__(layers=[*self._layers])
 
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values, room for tokens to come included. It grows and never shrinks."""
+        stored = [tensor for layer in self._layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.nbytes for tensor in stored if tensor is not None)
+
     def begin(self, access: Access) -> None:
         """The next forward pass is about ``access``. Raises ValueError if a row would be too long."""
         if access.length > self.max_length:

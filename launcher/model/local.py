@@ -26,6 +26,9 @@ class Runner(Protocol):
         """Hidden states (t, d) for the next stage; on the last logits (b, vocabulary), or the log-probabilities (n,)
         that the step asks for."""
 
+    def held(self) -> dict[str, float]:
+        """``weights_bytes`` and ``kv_bytes``, as far as they are known."""
+
     def close(self) -> None:
         """Give up what it holds."""
 
@@ -54,6 +57,10 @@ class RunnerStepModel:
         tokens = self._finished.popleft().wait()
         self._timer.poll()
         return tokens
+
+    def figures(self) -> dict[str, float]:
+        """What it holds in memory."""
+        return self._runner.held()
 
     def close(self) -> None:
         """Give the caches and the model up."""

@@ -18,10 +18,14 @@ _DTYPES = (torch.float32, torch.bfloat16)
 class PackedLinear(nn.Module):
     """What ``linear`` computes, from a packed copy of its weight."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, tied: bool = False) -> None:
+        """``tied``: the plain weight stays, as that of an embedding."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach()
+        kept = [] if self.bias is None else [self.bias]
+        own = kept if tied else [linear.weight, *kept]
+        self.nbytes = sum(int(tensor.nbytes) for tensor in own)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -49,8 +53,9 @@ def pack_linears(model: nn.Module) -> int:
         and child.weight.device.type == "cpu"
         and child.weight.dtype in _DTYPES
     ]
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parent, name, child in found:
-        setattr(parent, name, PackedLinear(child))
+        setattr(parent, name, PackedLinear(child, tied=id(child.weight) in tables))
         child.weight = None  # type: ignore[assignment]
     return len(found)
 

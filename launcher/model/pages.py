@@ -55,6 +55,7 @@ class Pages:
 
     def __init__(self, parts: Sequence[_Part], files: WeightFiles, ahead: int) -> None:
         self._parts, self._files, self._ahead = parts, files, min(ahead, len(parts) - 1)
+        self.held = max(part.nbytes for part in parts)  # bytes: one is mapped at a time
         self._next = 0
         self._unsure = len(parts)
         files.settle([place for part in parts for place in part.ranges])

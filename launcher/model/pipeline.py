@@ -177,6 +177,10 @@ class PipelineStepModel:
         self._stage.timer.poll()
         return tokens
 
+    def figures(self) -> dict[str, float]:
+        """What this rank holds in memory."""
+        return self._stage.runner.held()
+
     def close(self) -> None:
         """Stop the other ranks, and return when the last of every chain has said that it has stopped."""
         stage = self._stage
@@ -203,9 +207,9 @@ class ServingStage:
         for _ in range(AHEAD):
             self._stage.inbox.post(chain.incoming.buffer(chain.batch))
 
-    def serve(self, working: Callable[[bool], None] = lambda _: None) -> None:
-        """Serve until the first rank closes. ``working`` is told True when a step begins and False when this
-        rank waits for another one."""
+    def serve(self, working: Callable[[bool], None] = lambda _: None) -> dict[str, float]:
+        """Serve until the first rank closes; returns what this rank held in memory. ``working`` is told True when a step
+        begins and False when this rank waits for another one."""
         stage = self._stage
         while True:
             working(False)
@@ -220,7 +224,9 @@ class ServingStage:
         for _ in range(AHEAD - 1):
             stage.inbox.receive()
         stage.stop_next()
+        held = stage.runner.held()
         stage.close()
+        return held
 
     def _pass_on(self, message: Message) -> None:
         stage, number = self._stage, message.number

@@ -96,6 +96,7 @@ class Reader:
         self, units: Sequence[Unit], files: WeightFiles, buffers: int, device: torch.device
     ) -> None:
         self._units, self._files = units, files
+        self.held = 0  # bytes of its buffers
         self._closing = threading.Event()
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -103,6 +104,7 @@ class Reader:
         kind = _CudaBuffer if device.type == "cuda" else _HostBuffer
         for _ in range(buffers):
             self._free.put(kind(size, device))
+            self.held += size
         self._taken: Any = None
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
         self._thread.start()

@@ -14,6 +14,7 @@ import torch
 from launcher.model.attention import use_pieces
 from launcher.model.cache import Packed, SlotCache, Together
 from launcher.model.head import Head, log_probabilities
+from launcher.model.held import weights_bytes
 from launcher.model.masks import Mask, Masks, Places, Queries
 from launcher.model.ragged import Ragged, ranges
 from launcher.model.step import Step
@@ -72,6 +73,11 @@ class StageRunner:
     def cache(self, group: int) -> SlotCache:
         """The KV cache of a group."""
         return self._caches[group]
+
+    def held(self) -> dict[str, float]:
+        """Bytes of its weights and caches."""
+        kv_bytes = sum(cache.nbytes for cache in self._caches)
+        return {"weights_bytes": weights_bytes([self._body]), "kv_bytes": kv_bytes}
 
     def close(self) -> None:
         """Give the caches and the model up."""

@@ -22,7 +22,9 @@ Name = tuple[int, int, int, str]  # block, group, layer, keys or values
 
 
 class Spill(ABC):
-    """Keeps the tensors of caches by name."""
+    """Keeps the tensors of caches by name. ``held``: bytes of the model's memory that this takes for good."""
+
+    held = 0
 
     @contextmanager
     def brought(self, block: int, group: int, cache: SlotCache) -> Iterator[None]:
@@ -126,6 +128,7 @@ class FileSpill(Spill):
         buffer = self._buffers.get(name[3])
         if buffer is None or len(buffer) < size:
             self._buffers[name[3]] = buffer = torch.empty(size, dtype=torch.uint8)
+            self.held = sum(each.nbytes for each in self._buffers.values())
         self._move(os.preadv, buffer[:size], region.offset)
         return buffer[:size].view(region.dtype).view(region.shape)
 

@@ -98,8 +98,8 @@ class StepModel(Protocol):
     ``depth`` is the number of groups that must be in flight to keep every stage busy; ``launch`` starts a
     step and returns at once where the strategy can; ``collect`` returns what the next finished step yields, in
     launch order and on the CPU: tokens (b,) int64, or of a float type log-probabilities (n,), or with ``tops`` a
-    row for each token (b, 2 + 2 * tops): token, log-probability, likeliest tokens, theirs. ``close`` frees what was
-    taken.
+    row for each token (b, 2 + 2 * tops): token, log-probability, likeliest tokens, theirs. ``figures`` are for the
+    rank's status: bytes held now, and what else was measured. ``close`` frees what was taken.
     """
 
     depth: int
@@ -108,6 +108,8 @@ class StepModel(Protocol):
 
     def collect(self) -> torch.Tensor: ...
 
+    def figures(self) -> dict[str, float]: ...
+
     def close(self) -> None: ...
 
 
@@ -115,19 +117,17 @@ class StepModel(Protocol):
 class SweepModel(StepModel, Protocol):
     """A StepModel whose steps run together: ``collect`` runs all that were launched in one sweep over the weights.
 
-    ``on_progress`` is called while a sweep lasts, which may be minutes; ``figures`` are for the rank's status.
+    ``on_progress`` is called while a sweep lasts, which may be minutes.
     """
 
     on_progress: Callable[[], None]
-
-    def figures(self) -> dict[str, float]: ...
 
 
 class Server(Protocol):
     """What the ranks of a replica beside its first one load.
 
     ``serve`` works for the first rank until that one closes its StepModel, and tells ``working`` True when a
-    step begins and False when this rank waits for another one.
+    step begins and False when this rank waits for another one. It returns figures for the rank's status.
     """
 
-    def serve(self, working: Callable[[bool], None]) -> None: ...
+    def serve(self, working: Callable[[bool], None]) -> dict[str, float]: ...

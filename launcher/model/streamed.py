@@ -18,6 +18,7 @@ import torch
 from launcher.measure.device import timer
 from launcher.measure.spans import Recorder
 from launcher.model.head import log_probabilities
+from launcher.model.held import weights_bytes
 from launcher.model.pages import Pages
 from launcher.model.reader import Reader
 from launcher.model.recipe import Recipe
@@ -64,6 +65,9 @@ class LayerBlock:
             return None
         return self._spill.brought(self._number, group, self._runner.cache(group))
 
+    def held(self) -> dict[str, float]:
+        return self._runner.held()
+
     def close(self) -> None:
         self._runner.close()
 
@@ -90,6 +94,9 @@ class HeadBlock:
 
     def cache(self, group: int) -> None:
         """It has none."""
+
+    def held(self) -> dict[str, float]:
+        return {"weights_bytes": weights_bytes([self._model]), "kv_bytes": 0}
 
     def close(self) -> None:
         self._model = None
@@ -139,9 +146,19 @@ class StreamedStepModel:
         return self._finished.popleft()
 
     def figures(self) -> dict[str, float]:
-        """Bytes of weights that were read, and the seconds in which that was done."""
-        files = self._parts.files
-        return {"weights_read_bytes": files.bytes_read, "weights_read_s": files.seconds}
+        """Bytes of weights that were read, and the seconds in which that was done; bytes that are held, those of weights
+        on their way included."""
+        parts = self._parts
+        found = {
+            "weights_read_bytes": float(parts.files.bytes_read),
+            "weights_read_s": parts.files.seconds,
+            "weights_bytes": parts.reader.held if parts.reader else 0,
+            "kv_bytes": parts.spill.held if parts.spill else 0,
+        }
+        for block in parts.blocks:
+            for name, size in block.held().items():
+                found[name] += size
+        return found
 
     def close(self) -> None:
         """Give up what was taken: thread, files, caches, weights."""

@@ -67,7 +67,7 @@ class ShardsRunner:
     """Runs each step on all shards at once, in threads that stay: what the first one computes is the result."""
 
     def __init__(self, runners: Sequence[StageRunner]) -> None:
-        self.device = runners[0].device
+        self.device, self._runners = runners[0].device, runners
         self._steps: list[SimpleQueue[Step | None]] = [SimpleQueue() for _ in runners]
         self._results: SimpleQueue[tuple[int, torch.Tensor | Exception]] = SimpleQueue()
         threads = max(1, torch.get_num_threads() // len(runners))
@@ -88,6 +88,11 @@ class ShardsRunner:
                 raise result
             found[number] = result
         return found[0]
+
+    def held(self) -> dict[str, float]:
+        """Bytes of all shards together."""
+        each = [runner.held() for runner in self._runners]
+        return {name: sum(held[name] for held in each) for name in each[0]}
 
     def close(self) -> None:
         """End the threads, and with them the shards."""

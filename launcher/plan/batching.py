@@ -28,7 +28,7 @@ def largest_batch(
         groups = 1 if spec.batch.groups == "auto" else spec.batch.groups
     length = _max_length(spec, dims, demand)
     rows = -(
-        -demand.rows // (spec.parallel.replicas * groups)
+        -demand.sequences // (spec.parallel.replicas * groups)
     )  # no more slots than rows to fill them
     chunk = spec.batch.prefill_chunk
     slots = (

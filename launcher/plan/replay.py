@@ -31,10 +31,10 @@ def replay(line: Line, batch: Batch, work: Workload) -> Replayed:
     waves = max(2, min(WAVES, int(MOST_STEPS / steps)))
     stride = max(1, int(2 * steps / MOST_STEPS))
     played = min(work.rows, waves * slots)
-    whole = _Play(line, batch, work.first(played), stride).run()
+    whole = _Play(line, batch, work.first(played), stride, work.asked).run()
     if played == work.rows:
         return _scaled(whole, whole, 0.0, work.new_tokens)
-    half = _Play(line, batch, work.first(played // 2), stride).run()
+    half = _Play(line, batch, work.first(played // 2), stride, work.asked).run()
     more = (work.rows - played) / (played - played // 2)
     return _scaled(half, whole, more, work.new_tokens)
 
@@ -64,10 +64,11 @@ class _Prompt:
 @dataclass
 class _Group:
     """Rows of one group. ``ends`` holds (step after which a row ends, its length at step 0). A step stands for
-    ``stride`` of the engine's."""
+    ``stride`` of the engine's. ``asked`` as in Workload."""
 
     slots: int
     stride: int
+    asked: float = 0.0
     ends: list[tuple[int, int]] = field(default_factory=list)
     prompts: list[_Prompt] = field(default_factory=list)
     taken: int = 0  # steps, those without decoding rows too
@@ -90,6 +91,7 @@ class _Group:
             decoding = 0  # a prompt that finds no room goes without those that decode
         positions = decoding and self.lengths + decoding * (self.step * stride + 1)
         fed, seen, drawn, begun = self._feed((chunk - decoding) * stride)
+        drawn = max(drawn, fed * self.asked)
         self.taken += 1
         if decoding:
             self.step += 1
@@ -102,7 +104,7 @@ class _Group:
                 self.lengths += base
         return Load(decoding + drawn / stride, decoding, positions, fed / stride, seen / stride)
 
-    def _feed(self, room: int) -> tuple[int, float, int, list[_Prompt]]:
+    def _feed(self, room: int) -> tuple[int, float, float, list[_Prompt]]:
         """Tokens of prompts, positions that they see, how many prompts they are of, and those that end with them."""
         fed, seen, drawn, begun = 0, 0.0, 0, []
         while self.prompts and room > fed:
@@ -121,7 +123,12 @@ class _Play:
     """One simulation; times are those of the engine's process."""
 
     def __init__(
-        self, line: Line, batch: Batch, rows: Sequence[tuple[int, int]], stride: int
+        self,
+        line: Line,
+        batch: Batch,
+        rows: Sequence[tuple[int, int]],
+        stride: int,
+        asked: float = 0.0,
     ) -> None:
         self.line, self.chunk, self.rows, self.stride = (
             line,
@@ -129,8 +136,12 @@ class _Play:
             deque(rows),
             stride,
         )
-        self.groups = [_Group(batch.slots, stride) for _ in range(batch.groups)]
+        self.groups = [_Group(batch.slots, stride, asked) for _ in range(batch.groups)]
         count = len(line.stages)
+        # Many stages and links are one object each: what they cost is asked once per step.
+        self.costs, self.links = list(dict.fromkeys(line.stages)), list(dict.fromkeys(line.links))
+        pairs = zip(line.stages, line.links, strict=True)
+        self.kinds = [(self.costs.index(cost), self.links.index(link)) for cost, link in pairs]
         self.free = [0.0] * count
         self.computed = {"prefill": [0.0] * count, "decode": [0.0] * count}
         self.transfer, self.weights = [0.0] * count, [0.0] * count
@@ -190,16 +201,15 @@ class _Play:
         line, load, stride = self.line, group.load(self.chunk), self.stride
         at = self.now + line.step_s * stride
         computed = self.computed["prefill" if load.fed else "decode"]
-        found: dict[int, tuple[float, float]] = {}  # many stages are one object
-        for stage, cost in enumerate(line.stages):
-            if id(cost) not in found:
-                found[id(cost)] = cost(load)
-            computing, exchanging = found[id(cost)]
+        found = [cost(load) for cost in self.costs]
+        moved = [link(load) * stride for link in self.links]
+        for stage, (cost, link) in enumerate(self.kinds):
+            computing, exchanging = found[cost]
             begin = max(at, self.free[stage])
             at = self.free[stage] = begin + (computing + exchanging + line.message_s) * stride
             computed[stage] += computing * stride
             self.transfer[stage] += exchanging * stride
             if stage == 0:
                 self.now = at  # launching returns when the first stage is done
-            at += line.links[stage](load) * stride
+            at += moved[link]
         group.back = at

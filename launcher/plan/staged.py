@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from launcher.plan.cost import Exchange, StageCost, layer_costs, usual_load
 from launcher.plan.course import Line, Load, Replayed
@@ -195,11 +196,12 @@ class Drafting:
             return [lambda _: 0.0]
         rates = self.subject.rates
 
-        def link(stage: int, far: bool) -> Callable[[Load], float]:
+        @cache  # one object for all that are alike: a replay asks it once per step
+        def link(far: bool, last: bool) -> Callable[[Load], float]:
             line = rates.far_link if far else rates.link
-            return lambda load: costs[stage].link_s(load, line, last=stage + 1 == len(costs))
+            return lambda load: costs[0].link_s(load, line, last)
 
-        return [link(stage, far) for stage, far in enumerate(self.far)]
+        return [link(far, stage + 1 == len(costs)) for stage, far in enumerate(self.far)]
 
     def _by_time(self, batch: Batch) -> list[int]:
         return balanced(self._cost(batch), len(self.far))

@@ -126,7 +126,7 @@ class Draft:
     def moved_s(self) -> float:
         """Of one sweep: caches that come and go, as far as their rows have grown."""
         subject, rates = self.subject, self.subject.rates
-        longest = max(map(sum, subject.work(self.batch).lengths))
+        longest = subject.work(self.batch).longest
         grown = min(self.batch.max_length, BLOCK * -(-longest // BLOCK))
         size = 2 * self.spilled * grown / self.batch.max_length
         if subject.machines.device == "cuda":
@@ -188,7 +188,7 @@ class Draft:
         work = self.subject.work(batch)
         prefills = max(1.0, batch.slots * work.mean_prompt / batch.prefill_chunk)
         new = work.mean_new
-        rows = min(batch.groups * batch.slots, demand.rows)
+        rows = min(batch.groups * batch.slots, demand.sequences)
         return rows * new / ((new + prefills) * self.sweep_s)
 
     def replayed(self) -> Replayed:

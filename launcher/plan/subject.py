@@ -141,7 +141,7 @@ class Subject:
                 "tokens will fail as too_long"
             )
         if (
-            batch.slots < FEW_SLOTS <= self.demand.rows
+            batch.slots < FEW_SLOTS <= self.demand.sequences
             and open_.slots == open_.max_length == "auto"
         ):
             return (

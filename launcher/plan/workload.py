@@ -15,13 +15,14 @@ BYTES_PER_TOKEN = 4.0  # of ordinary text, with a vocabulary of 32,000
 class Workload:
     """``lengths``: prompt and new tokens of rows that stand for all ``rows``, in the order of the input.
 
-    A row to score is a prompt, after which one token is drawn, or as good as drawn; ``counted`` are the tokens that
-    count for each new one, of continuations then.
+    A row to score is a prompt with its continuations, after which one token is as good as drawn; ``counted`` are the tokens
+    of continuations, which count in its place. ``asked``: what part of such a prompt's tokens meet the head.
     """
 
     lengths: tuple[tuple[int, int], ...]
     rows: int
     counted: float = 1.0
+    asked: float = 0.0
 
     @classmethod
     def of(cls, demand: Demand, vocabulary: int, max_length: int) -> Workload:
@@ -35,7 +36,9 @@ class Workload:
         for size, new in sample:
             prompt = max(1, min(round(size / each), max_length - 1))
             lengths.append((prompt, max(1, min(new, max_length - prompt))))
-        return cls(tuple(lengths), max(1, demand.rows), max(1.0, demand.scored_bytes / each))
+        scored = demand.scored_bytes / each
+        asked = min(1.0, scored * len(lengths) / sum(prompt for prompt, _ in lengths))
+        return cls(tuple(lengths), max(1, demand.sequences), max(1.0, scored), asked)
 
     @property
     def new_tokens(self) -> float:
@@ -49,6 +52,11 @@ class Workload:
     @cached_property
     def mean_prompt(self) -> float:
         return sum(prompt for prompt, _ in self.lengths) / len(self.lengths)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row, the new ones included."""
+        return max(prompt + new for prompt, new in self.lengths)
 
     def first(self, count: int) -> list[tuple[int, int]]:
         """The lengths of ``count`` rows, the sample's again and again."""

@@ -56,7 +56,6 @@ STAGE = (
     Figure("kv_bytes", "KV cache", "bytes"),
     Figure("activation_bytes", "activations", "bytes"),
 )
-IN_PEAK = ("weights_bytes", "kv_bytes", "activation_bytes")  # of which ranks measure the sum
 PLACE = ("world", "replica", "stage", "shard", "rank", "device")
 
 
@@ -141,9 +140,11 @@ def _of_stages(plan: Plan, summary: Mapping[str, Any]) -> Iterable[Pair]:
         device = devices[stage["replica"], stage["stage"], stage.get("shard", 0)]
         expected = expected_of_device(device)
         place = {name: stage.get(name) for name in PLACE}
+        # Ranks tell the two together; where they don't, the summary has the plan's weights.
+        unknown = {"weights_bytes"} if stage.get("kv_bytes") is None else set()
         for figure in STAGE:
             planned = expected[figure.name]
-            value = None if figure.name in IN_PEAK else stage.get(figure.name)
+            value = None if figure.name in unknown else stage.get(figure.name)
             missing = _unpredicted(plan, figure) if planned is None else _untold(stage, figure)
             yield _pair(figure, place, planned, value, missing)
 
@@ -193,8 +194,8 @@ def _unmeasured(figure: Figure) -> str:
 
 
 def _untold(stage: Mapping[str, Any], figure: Figure) -> str:
-    if figure.name in IN_PEAK:
-        return "a part of the peak memory, which is measured as a whole"
+    if figure.name == "activation_bytes":
+        return "what steps take for a moment is measured within the peak memory alone"
     if stage.get("host") is None:
         return f"rank {stage['rank']} left no status"
     if figure.unit == "share" or figure.name in ("prefill_s", "decode_s"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from launcher.measure.bubble import Seconds, Unit, account
@@ -33,10 +35,20 @@ class Measured:
     idle: set[int]
 
     @classmethod
-    def of(cls, run: Run, attempt: Attempt) -> Measured:
-        """Read what ``attempt`` left in ``run``."""
-        ranks = {status.rank: status for status in statuses(run, attempt)}
-        paths = [path for path in run.timelines() if path.name.startswith(f"{attempt.name}-")]
+    def of(cls, run: Run, *attempts: Attempt) -> list[Measured]:
+        """What each of ``attempts`` left in ``run``, whose folders are listed once for all of them."""
+        words, paths = defaultdict(list), defaultdict(list)
+        for status in statuses(run, *attempts):
+            words[status.attempt].append(status)
+        for path in run.timelines():
+            paths[path.name.rpartition("-")[0]].append(path)
+        return [cls._of(run, each, words[each.name], paths[each.name]) for each in attempts]
+
+    @classmethod
+    def _of(
+        cls, run: Run, attempt: Attempt, words: list[RankStatus], paths: list[Path]
+    ) -> Measured:
+        ranks = {status.rank: status for status in words}
         timelines = read_timelines(paths)
         replicas = by_replica(timelines)
         found = {replica: compute_window(each) for replica, each in replicas.items()}

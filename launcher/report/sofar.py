@@ -35,8 +35,9 @@ class SharesSoFar:
         began = time.monotonic()
         if began >= self._next:
             self._known = {}
-            for name in {rank["attempt"] for rank in ranks}:
-                self._known |= _shares(Measured.of(self._run, Attempt.parse(name)))
+            attempts = map(Attempt.parse, {rank["attempt"] for rank in ranks})
+            for measured in Measured.of(self._run, *attempts):
+                self._known |= _shares(measured)
             self._next = time.monotonic() + max(EVERY_S, PRICE * (time.monotonic() - began))
         return self._known
 

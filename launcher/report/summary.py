@@ -15,7 +15,7 @@ from launcher.report.peaks import compute_devices, use_of_peaks
 from launcher.report.sofar import behind
 from launcher.run import Run
 
-FIGURES = ("peak_memory_bytes", "weights_bytes", "bytes_read", "load_s")
+FIGURES = ("peak_memory_bytes", "weights_bytes", "kv_bytes", "bytes_read", "load_s")
 OF_RANK = ("load_s",)  # true of each of its devices where a rank owns several
 
 Value = TypeVar("Value")
@@ -29,7 +29,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
     step, so that waiting in a queue counts as neither. Rows done twice count once in ``tokens``.
     """
     plan = Plan.read(run.plan)
-    attempts = [Measured.of(run, attempt) for attempt in run.list_attempts()]
+    attempts = Measured.of(run, *run.list_attempts())
     stages = [
         _stage([m for m in attempts if m.attempt.world == world], plan, device, world)
         for world in sorted({m.attempt.world for m in attempts} or {0})

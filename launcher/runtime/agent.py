@@ -91,7 +91,8 @@ def _run(run: Run, node: Node) -> str:
     check_start(run, node)
     if node.index == 0:
         if node.count == 1 and run.list_attempts(node.world) and _finish(run, spec):
-            notify(run, spec, "complete")
+            with _watched(run, spec, node):
+                notify(run, spec, "complete")
             return "done"  # all that was left to do was to merge
         left = _time_left(run, spec, node)
         stop.deadline = math.inf if left is None else time.monotonic() + left
@@ -99,8 +100,13 @@ def _run(run: Run, node: Node) -> str:
     logs.get_logger().info("attempt %s, job %s", meeting.attempt.name, node.job_id)
     if node.index > 0:
         return _attempt(run, spec, plan, node, meeting, stop)
-    with Exporter(run, tracker.start(run, spec, node.world), node.world):
+    with _watched(run, spec, node):
         return _attempt(run, spec, plan, node, meeting, stop)
+
+
+def _watched(run: Run, spec: JobSpec, node: Node) -> Exporter:
+    """In its context those who watch from elsewhere are told how the run is doing."""
+    return Exporter(run, tracker.start(run, spec, node.world), node.world)
 
 
 def _finish(run: Run, spec: JobSpec) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import strategies
+from launcher.engine.choices import Choices
 from launcher.engine.engine import Engine
 from launcher.engine.loop import Loop
 from launcher.engine.scoring import ScoreEngine
@@ -115,10 +116,10 @@ def _lead(model: StepModel, spec: JobSpec, plan: Plan, rows: Rows, recorder: Rec
     beat.phase("running")
     if isinstance(model, SweepModel):
         model.on_progress = partial(_in_sweep, beat)
-    whole = engine.run(rows.pull, rows.emit, lambda: _between_steps(engine, beat, recorder))
+    choices = Choices(rows.pull, rows.emit)
+    whole = engine.run(choices.pull, choices.emit, lambda: _between_steps(engine, beat, recorder))
     beat.phase("draining" if not whole else "running")
-    if isinstance(model, SweepModel):
-        beat.measured(**model.figures())
+    beat.measured(**model.figures())
     model.close()
     beat.measured(**first_token_figures(engine.counters.first_tokens))
     get_logger().info("%s after %d steps", "done" if whole else "drained", engine.counters.steps)
@@ -135,7 +136,7 @@ def _serve(server: Server, beat: Heartbeat) -> None:
         beat.measured(peak_memory_bytes=peak_memory())
 
     beat.phase("serving")
-    server.serve(working)
+    beat.measured(**server.serve(working))
     get_logger().info("served %d steps", status.steps)
 
 

@@ -151,7 +151,7 @@ def _groups(subject: Subject) -> list[int]:
         return [1]
     if asked != "auto":
         return [asked]
-    few_rows = subject.demand.rows < 2 * stages * parallel.replicas
+    few_rows = subject.demand.sequences < 2 * stages * parallel.replicas
     return (
         [stages]
         if parallel.schedule == "gpipe" or stages == 1 or few_rows

@@ -27,6 +27,7 @@ def test_from_a_dataset_to_parquet(tmp_path: Path) -> None:
     assert [row["id"] for row in found] == [row["id"] for row in rows]
     assert sum(map(is_right, found)) >= len(rows) - 1
     assert {row.pop("logprobs") for row in found} == {None}  # no row asked for them
+    assert {row.pop("choices") for row in found} == {None}
     assert found == read_rows(tmp_path / "run" / "outputs.jsonl")
     assert json.loads(launcher("verify", tmp_path / "run", "--json").stdout)["ok"]
 
@@ -37,16 +38,19 @@ def test_from_a_batch_file_to_its_results(tmp_path: Path) -> None:
 
     asked = [
         row("echo", "/v1/completions", prompt="38+45=", echo=True),
-        row("two", "/v1/chat/completions", messages=[{"role": "user", "content": "1+1="}], n=2),
+        row("best", "/v1/chat/completions", messages=[{"role": "user", "content": "1+1="}], best_of=2),
         row("chat", "/v1/chat/completions", messages=[{"role": "user", "content": "38+45="}]),
+        row("two", "/v1/completions", prompt="17+21=", n=2),
     ]
     spec = write_job(tmp_path, asked, output={"format": "openai"})
     launcher("run", spec, "--run-dir", tmp_path / "run", code=1)
-    echo, chat = read_rows(tmp_path / "run" / "outputs.jsonl")
-    assert (echo["custom_id"], chat["custom_id"]) == ("echo", "chat")
+    echo, chat, two = read_rows(tmp_path / "run" / "outputs.jsonl")
+    assert [found["custom_id"] for found in (echo, chat, two)] == ["echo", "chat", "two"]
     assert echo["response"]["body"]["choices"][0]["text"] == "38+45=83"
     assert chat["response"]["body"]["choices"][0]["message"]["content"] == "83"
     (refused,) = read_rows(tmp_path / "run" / "errors.jsonl")
-    assert refused["custom_id"] == "two"
+    assert refused["custom_id"] == "best"
     assert refused["response"]["status_code"] == 400
-    assert "n = 2" in refused["response"]["body"]["error"]["message"]
+    answers = two["response"]["body"]["choices"]
+    assert [(each["index"], each["text"]) for each in answers] == [(0, "38"), (1, "38")]
+    assert "best_of = 2" in refused["response"]["body"]["error"]["message"]

@@ -55,6 +55,8 @@ def test_texts_are_those_of_the_whole_model(
     assert summary["schedule"] == schedule
     assert [(stage["stage"], stage["rank"]) for stage in summary["stages"]] == [(0, 0), (1, 1)]
     for stage in summary["stages"]:
+        assert stage["weights_bytes"] == stage["predicted"]["weights_bytes"]
+        assert 0 < stage["kv_bytes"] <= stage["predicted"]["kv_bytes"]
         assert sum(stage[part] for part in PARTS) == pytest.approx(1.0)
         assert stage["busy"] > 0
 

@@ -46,6 +46,10 @@ def test_the_summary_measures_what_happened(finished: Path) -> None:
         assert stage["weights_bytes"] > 100_000
         assert stage["peak_memory_bytes"] > stage["weights_bytes"]
         assert stage["load_s"] > 0
+        assert stage["weights_bytes"] == stage["predicted"]["weights_bytes"]
+        assert 0 < stage["kv_bytes"] <= stage["predicted"]["kv_bytes"]
+    off = {pair["figure"]: pair["difference"] for pair in summary["compared"] if pair["place"]}
+    assert off["weights_bytes"] == 0
 
 
 def test_verify_passes_and_notices_an_edit(finished: Path) -> None:

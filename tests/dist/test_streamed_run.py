@@ -47,6 +47,8 @@ def test_texts_are_those_of_the_model_in_memory(
     assert stage["weights"] > 0
     assert stage["transfer"] > 0
     assert stage["peak_memory_bytes"] <= 771 * 2**20
+    assert 0 < stage["weights_bytes"] <= stage["predicted"]["weights_bytes"]
+    assert 0 < stage["kv_bytes"] <= stage["predicted"]["kv_bytes"]
     assert summary["read_bytes_per_token"] > 0
     read = summary["read_bytes_per_token"] * summary["tokens"]["completion"]
     assert summary["read_rate"] == pytest.approx(read / summary["generate_s"])

@@ -64,7 +64,8 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     assert pair(pairs, "peak_memory_bytes", 2)["missing"] == "rank 2 left no status"
     assert pair(pairs, "busy", 2)["missing"] == "rank 2 left no status"
     assert "no attempt left" in pair(pairs, "gpu_hours")["missing"]
-    assert "as a whole" in pair(pairs, "kv_bytes", 0)["missing"]
+    assert "within the peak" in pair(pairs, "activation_bytes", 0)["missing"]
+    assert "all of its devices" in pair(pairs, "weights_bytes", 1)["missing"]
     assert "older version" in pair(pairs, "load_s")["missing"]
     unknown = plan.model_copy(update={"predicted": Predicted(), "gpus_per_node": 0})
     pairs = compare(unknown, summary)

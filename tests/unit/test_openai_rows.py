@@ -51,7 +51,9 @@ def test_biases_of_a_row_and_of_the_spec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "code", "says"),
     [
-        (body_row(n=2), "unsupported_option", "n = 2 is not supported: a row has one answer"),
+        (body_row(n=0), "bad_sampling", "n: "),
+        (body_row(n=True), "bad_sampling", "n can't be true"),
+        (body_row(best_of=2), "unsupported_option", "best_of = 2 is not supported: n gives"),
         (body_row(tools=[{"type": "function"}]), "bad_tools", "tools[0]"),
         (body_row(tools={"type": "function"}), "bad_tools", "list"),
         (body_row(tool_choice="required"), "unsupported_option", "tool_choice"),

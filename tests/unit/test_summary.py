@@ -85,7 +85,8 @@ def test_promised_keys_are_there_even_if_nothing_was_left(tmp_path: Path) -> Non
     (stage,) = summary["stages"]
     named = {"replica", "stage", "rank", "host", "device", "layers", *SHARES}
     assert named | {"peak_memory_bytes", "weights_bytes", "bytes_read", "load_s"} <= set(stage)
-    assert all(stage[name] is None for name in (*SHARES, "host", "peak_memory_bytes", "load_s"))
+    nothing = (*SHARES, "host", "peak_memory_bytes", "kv_bytes", "load_s")
+    assert all(stage[name] is None for name in nothing)
 
 
 def test_time_between_attempts_is_not_counted(tmp_path: Path) -> None:
