@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 class Load(NamedTuple):
     """What a step computes: ``decoding`` rows that see ``positions`` together, ``fed`` tokens of prompts that see
-    ``seen`` together, and a token drawn for each of ``rows``."""
+    ``seen`` together, and logits for each of ``rows``: a token is drawn, or one is asked how probable it is."""
 
     rows: float
     decoding: float

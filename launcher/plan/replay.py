@@ -12,6 +12,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from launcher.plan.course import Held, Line, Load, Replayed, Spent
 from launcher.plan.plan import Batch
@@ -20,6 +21,7 @@ from launcher.plan.workload import Workload
 MOST_STEPS = (
     3000  # that are played, or about; longer runs are played in part, or several steps as one
 )
+T = TypeVar("T")
 WAVES = 4  # times that all slots are filled, where there are as many rows
 
 
@@ -139,9 +141,9 @@ class _Play:
         self.groups = [_Group(batch.slots, stride, asked) for _ in range(batch.groups)]
         count = len(line.stages)
         # Many stages and links are one object each: what they cost is asked once per step.
-        self.costs, self.links = list(dict.fromkeys(line.stages)), list(dict.fromkeys(line.links))
-        pairs = zip(line.stages, line.links, strict=True)
-        self.kinds = [(self.costs.index(cost), self.links.index(link)) for cost, link in pairs]
+        self.costs, costs = _distinct(line.stages)
+        self.links, links = _distinct(line.links)
+        self.kinds = list(zip(costs, links, strict=True))
         self.free = [0.0] * count
         self.computed = {"prefill": [0.0] * count, "decode": [0.0] * count}
         self.transfer, self.weights = [0.0] * count, [0.0] * count
@@ -213,3 +215,9 @@ class _Play:
                 self.now = at  # launching returns when the first stage is done
             at += moved[link]
         group.back = at
+
+
+def _distinct(objects: Sequence[T]) -> tuple[list[T], list[int]]:
+    """The different ones of ``objects``, and of each which one it is."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(map(id, objects)))}
+    return list({id(each): each for each in objects}.values()), [numbers[id(o)] for o in objects]

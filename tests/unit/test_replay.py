@@ -57,6 +57,39 @@ def test_schedules_reach_their_closed_forms(groups: int, in_rounds: bool, busy: 
     assert sum(found.bubbles()) / 4 == pytest.approx(1 - found.utilization, abs=0.03)
 
 
+class Asked:
+    """A stage that is asked once per step, however many it stands for; like a stage with measured costs it has no hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.loads = seconds, list[Load]()
+
+    def __call__(self, load: Load) -> tuple[float, float]:
+        self.loads.append(load)
+        return self.seconds, 0.0
+
+
+def test_stages_that_are_alike_are_asked_once() -> None:
+    slow, quick = Asked(2.0), Asked(1.0)
+    links: list[Callable[[Load], float]] = [lambda _: 0.0, lambda _: 0.5, lambda _: 0.0]
+    found = replay(Line([quick, slow, quick], links, 0.0), BATCH, Workload(((8, 10),), 8))
+    assert found.seconds == pytest.approx(10 * (1 + 2 + 1 + 0.5))
+    assert len(quick.loads) == len(slow.loads) == 10
+    assert found.busy == pytest.approx((1 / 4.5, 2 / 4.5, 1 / 4.5))
+
+
+def test_of_rows_to_score_every_token_of_a_continuation_meets_the_head() -> None:
+    stage, alone = Asked(1.0), [lambda _: 0.0]
+    demand = Demand(8, 100, 60, sample=((100, 1),), bytes_per_token=1.0, scored_bytes=60.0)
+    work = Workload.of(demand, 32_000, 1000)
+    replay(Line([stage], alone, 0.0), BATCH, work)
+    assert sum(load.fed for load in stage.loads) == 8 * 100
+    assert sum(load.rows for load in stage.loads) == pytest.approx(8 * 60)
+    answers = replace(demand, scored_bytes=0.0, answers=2.5)
+    assert Workload.of(answers, 32_000, 1000).rows == 20
+
+
 def test_reading_hides_behind_rounds_or_adds_to_them() -> None:
     work, batch = Workload(((1, 100),), 16), BATCH.model_copy(update={"groups": 2})
 
