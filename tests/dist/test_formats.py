@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from adder import is_right, prompt_rows
 from jobs import launcher, read_rows, write_job
 
@@ -30,6 +31,33 @@ def test_from_a_dataset_to_parquet(tmp_path: Path) -> None:
     assert {row.pop("choices") for row in found} == {None}
     assert found == read_rows(tmp_path / "run" / "outputs.jsonl")
     assert json.loads(launcher("verify", tmp_path / "run", "--json").stdout)["ok"]
+
+
+def test_several_answers_to_a_row(tmp_path: Path) -> None:
+    drawn = {"temperature": 9}  # the model is sure of its sums
+    rows = [{"id": row["id"], "prompt": row["prompt"], **drawn} for row in prompt_rows(12) if "prompt" in row]
+    rows[0] |= {"n": 1}
+    spec = write_job(tmp_path, rows, generation={"n": 3}, output={"format": "parquet"})
+    launcher("run", spec, "--run-dir", tmp_path / "run")
+    found = read_rows(tmp_path / "run" / "outputs.jsonl")
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert "choices" not in found[0]
+    for row in found[1:]:
+        assert [choice["text"] for choice in row["choices"]][0] == row["text"]
+        assert len(row["choices"]) == 3
+        tokens = sum(choice["completion_tokens"] for choice in row["choices"])
+        assert row["completion_tokens"] == tokens
+    assert any(len({each["text"] for each in row["choices"]}) > 1 for row in found[1:])
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    made = 1 + 3 * (len(rows) - 1)
+    assert plan["rows"] == len(rows)
+    assert plan["predicted"]["new_tokens"] == pytest.approx(made * 8, rel=0.15)
+    assert summary["tokens"]["completion"] == sum(row["completion_tokens"] for row in found)
+    table = pq.read_table(tmp_path / "run" / "outputs.parquet").to_pylist()
+    assert table[0]["choices"] is None
+    texts = [[choice["text"] for choice in row["choices"]] for row in table[1:]]
+    assert texts == [[choice["text"] for choice in row["choices"]] for row in found[1:]]
 
 
 def test_from_a_batch_file_to_its_results(tmp_path: Path) -> None:

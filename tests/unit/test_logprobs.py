@@ -163,7 +163,8 @@ def test_a_table_has_them_as_a_column(tmp_path: Path) -> None:
     (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_table(tmp_path / "outputs.jsonl", tmp_path / "outputs.parquet")
     found = pq.read_table(tmp_path / "outputs.parquet").to_pylist()
-    assert found == [rows[0], {**rows[1], "logprobs": None}]
+    none = {"logprobs": None, "choices": None}
+    assert found == [{**none, **row} for row in rows]
 
 
 def test_tokens_behind_a_stop_string_are_not_told(tmp_path: Path) -> None:
