@@ -161,5 +161,9 @@ class Demand:
 
     @property
     def sequences(self) -> int:
-        """What is generated, or scored: an answer of a row each."""
-        return math.ceil(self.rows * self.answers)
+        """What is generated, or scored: an answer to a row each."""
+        return self.share(1)
+
+    def share(self, writers: int) -> int:
+        """Sequences of one of so many that share the rows, whole ones: the one with most of them."""
+        return math.ceil(-(-self.rows // writers) * self.answers - 1e-6)

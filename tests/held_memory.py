@@ -93,7 +93,13 @@ def model_of(kind: str, shards: int = 1) -> Model:
 
 def cached(runner: StageRunner) -> int:
     """Bytes of the caches of all groups."""
-    return sum(cache.nbytes for cache in runner._caches)
+    return sum(
+        tensor.nbytes
+        for cache in runner._caches
+        for layer in cache._layers
+        for tensor in (layer.keys, layer.values)
+        if tensor is not None
+    )
 
 
 def weights_bytes(models: Iterable[torch.nn.Module]) -> int:

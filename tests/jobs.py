@@ -45,10 +45,16 @@ SEVEN = "29"  # the token of 7
 
 
 def mixed_rows(count: int) -> list[dict[str, Any]]:
-    """Sums, every fourth of them sampled rather than taken greedily, and every fourth with changed logits."""
+    """Sums, every fourth of them sampled rather than taken greedily, half of these twice, and every fourth with changed
+    logits."""
     found = prompt_rows(count)
     for number in range(0, count, 4):
-        found[number] |= {"temperature": 1.5, "top_p": 0.9, "seed": number}
+        found[number] |= {
+            "temperature": 1.5,
+            "top_p": 0.9,
+            "seed": number,
+            "n": 1 + number // 4 % 2,
+        }
     for number in range(1, count, 4):
         found[number] |= {"frequency_penalty": 2, "presence_penalty": 1, "logit_bias": {SEVEN: 25}}
     return found

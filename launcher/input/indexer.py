@@ -54,9 +54,9 @@ class Tally:
     sample: list[tuple[int, int]] = field(default_factory=list)  # of every ``_every``th good row
     excerpts: list[str] = field(default_factory=list)
     scored: int = 0  # bytes of continuations
-    answers: int = 0
     _every: int = 1
-    _good: int = 0
+    _good: int = 0  # rows
+    _sequences: int = 0  # of them: one for each answer
 
     def add(self, line: Line, form: str) -> Request | Failure:
         """The row in ``line``, counted."""
@@ -81,17 +81,18 @@ class Tally:
         else:
             self.max_new_tokens = max(self.max_new_tokens, new)
             self._keep(row, size, new)
-        self.answers += row.sampling.n
 
     def _keep(self, row: Request, size: int, new: int) -> None:
-        """Take the row into the sample, which stays evenly spread over all rows so far."""
-        if self._good % self._every == 0:
-            self.sample.append((size, new))
-            if len(self.excerpts) < EXCERPTS:
-                text = row.prompt or str((row.messages or [{}])[-1].get("content", ""))
-                self.excerpts.append(text[:EXCERPT_LETTERS])
+        """Take the row's sequences into the sample, which stays evenly spread over all of them so far."""
+        answers = row.sampling.n
+        before, self._sequences = self._sequences, self._sequences + answers
+        taken = -(-self._sequences // self._every) - -(-before // self._every)
+        self.sample += [(size, new)] * taken
+        if taken and len(self.excerpts) < EXCERPTS:
+            text = row.prompt or str((row.messages or [{}])[-1].get("content", ""))
+            self.excerpts.append(text[:EXCERPT_LETTERS])
         self._good += 1
-        if len(self.sample) == 2 * SAMPLE:
+        while len(self.sample) >= 2 * SAMPLE:
             self.sample = self.sample[::2]
             self._every *= 2
 
@@ -104,7 +105,7 @@ class Tally:
             sample=tuple(self.sample),
             excerpts=tuple(self.excerpts),
             scored_bytes=self.scored / max(1, self._good),
-            answers=self.answers / self._good if self._good else self.generation.n,
+            answers=self._sequences / self._good if self._good else self.generation.n,
         )
 
 

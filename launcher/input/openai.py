@@ -24,7 +24,6 @@ IGNORED = {
 }
 # Options with the one value that asks for nothing beyond what is done anyway.
 NEUTRAL: dict[str, Any] = {
-    "best_of": 1,
     "stream": False,
     "top_logprobs": 0,
     "parallel_tool_calls": True,
@@ -33,7 +32,6 @@ NEUTRAL: dict[str, Any] = {
     "modalities": ["text"],
     "response_format": {"type": "text"},
 }
-INSTEAD = {"best_of": ": n gives as many answers, all of them"}
 
 
 def request_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -57,10 +55,13 @@ def request_of(row: dict[str, Any]) -> dict[str, Any]:
     if _choice_of_tools(fields.pop("tool_choice", None)) == "none":
         fields["tools"] = None
     known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens", "logprobs"}
+    known.add("best_of")
     if url == CHAT:
         known.add("top_logprobs")
     for key in body.keys() - known:
         _check_neutral(key, body[key])
+    if body.get("best_of") not in (None, body.get("n") or 1):
+        raise RowError("unsupported_option", "best_of is not supported: n gives all answers")
     return fields
 
 
@@ -110,8 +111,7 @@ def _check_neutral(key: str, value: Any) -> None:
     neutral = NEUTRAL.get(key)
     same = value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
     if value is not None and not (key in NEUTRAL and same):
-        instead = INSTEAD.get(key, "")
-        raise RowError("unsupported_option", f"{key} = {quote(value)} is not supported{instead}")
+        raise RowError("unsupported_option", f"{key} = {quote(value)} is not supported")
 
 
 def result_of(

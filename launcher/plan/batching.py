@@ -27,9 +27,7 @@ def largest_batch(
     if groups is None:
         groups = 1 if spec.batch.groups == "auto" else spec.batch.groups
     length = _max_length(spec, dims, demand)
-    rows = -(
-        -demand.sequences // (spec.parallel.replicas * groups)
-    )  # no more slots than rows to fill them
+    rows = -(-demand.share(spec.parallel.replicas) // groups)  # no more slots than fill
     chunk = spec.batch.prefill_chunk
     slots = (
         max(1, min(MOST_SLOTS[device], rows)) if spec.batch.slots == "auto" else spec.batch.slots

@@ -123,7 +123,7 @@ class Budget:
     def _batches(self, length: int) -> list[Batch]:
         """By the number of sequences; of as many, few large groups first."""
         asked, device = self.subject.spec.batch, self.subject.machines.device
-        rows = -(-self.subject.demand.sequences // self.subject.spec.parallel.replicas)
+        rows = self.subject.demand.share(self.subject.spec.parallel.replicas)
         most = min(MOST_SEQUENCES[device], max(1, rows))
         many = _powers(min(MOST_SLOTS[device], most)) if asked.slots == "auto" else [asked.slots]
         shapes = [

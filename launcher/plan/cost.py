@@ -118,7 +118,7 @@ def usual_load(work: Workload, batch: Batch) -> Load:
     fed = min(ended * work.mean_prompt, max(1.0, batch.prefill_chunk - batch.slots))
     decoding = batch.slots
     return Load(
-        rows=batch.slots,
+        rows=max(batch.slots, fed * work.asked),
         decoding=decoding,
         positions=decoding * (work.mean_prompt + work.mean_new / 2),
         fed=fed,

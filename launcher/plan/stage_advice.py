@@ -64,10 +64,11 @@ def idle(draft: Draft, subject: Subject, ranks_per_node: int) -> list[str]:
         found.append(f"{groups} groups can't keep {stages} stages busy: batch.groups: {stages} can")
     elif draft.simulated.utilization + draft.exchange < 1 - IDLE:
         found += _uneven(draft) if parallel.schedule == "ring" else [_drained(draft)]
-    rows = subject.demand.sequences // parallel.replicas
-    if subject.demand.exact and rows < groups:
+    demand = subject.demand
+    if demand.exact and demand.sequences // parallel.replicas < groups:
+        what = "rows" if demand.answers == 1 else f"rows with {demand.sequences} answers"
         found.append(
-            f"{subject.demand.sequences} rows can't fill {groups} groups of {parallel.replicas} replicas"
+            f"{demand.rows} {what} can't fill {groups} groups of {parallel.replicas} replicas"
         )
     return found
 

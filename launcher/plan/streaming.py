@@ -84,8 +84,7 @@ class Draft:
     def weights(self) -> int:
         """Bytes of weights that stay, and of buffers, or of mapped pages in their place."""
         if self.buffers is None:
-            tied = self.sizes.head * bool(self.subject.model.outline.tied)  # packed, it is a copy
-            return self.resident + tied
+            return self.resident
         read = [*self.sizes.layers[self.layers :], *([] if self.head else [self.sizes.head])]
         return self.resident + self.buffers * max(read, default=0)
 
@@ -116,7 +115,9 @@ class Draft:
         batch, model = self.batch, self.subject.model
         one = activation_bytes(model, batch, has_head=True)
         tokens = batch.groups * max(batch.prefill_chunk, batch.slots)
-        return one + tokens * model.dims.hidden * model.width
+        # Where the whole model stays, a tied head is packed, which makes it a copy.
+        tied = self.sizes.head * bool(self.buffers is None and model.outline.tied)
+        return one + tied + tokens * model.dims.hidden * model.width
 
     @property
     def peak(self) -> int:

@@ -71,7 +71,8 @@ class Subject:
         length = batch.max_length
         if length not in self._works:
             whole = Workload.of(self.demand, self.checkpoint.dims.vocab, length)
-            self._works[length] = replace(whole, rows=-(-whole.rows // self.writers))
+            rows = max(1, self.demand.share(self.writers))
+            self._works[length] = replace(whole, rows=rows)
         return self._works[length]
 
     @property

@@ -13,7 +13,8 @@ BYTES_PER_TOKEN = 4.0  # of ordinary text, with a vocabulary of 32,000
 
 @dataclass(frozen=True)
 class Workload:
-    """``lengths``: prompt and new tokens of rows that stand for all ``rows``, in the order of the input.
+    """``lengths``: prompt and new tokens of sequences that stand for all ``rows``, in the order of the input; a row is a
+    sequence for each of its answers.
 
     A row to score is a prompt with its continuations, after which one token is as good as drawn; ``counted`` are the tokens
     of continuations, which count in its place. ``asked``: what part of such a prompt's tokens meet the head.

@@ -200,4 +200,4 @@ def _untold(stage: Mapping[str, Any], figure: Figure) -> str:
         return f"rank {stage['rank']} left no status"
     if figure.unit == "share" or figure.name in ("prefill_s", "decode_s"):
         return f"the devices of rank {stage['rank']} are not told apart, or it left no timeline"
-    return f"rank {stage['rank']} measures it over all of its devices"
+    return f"rank {stage['rank']} tells it when it ends well, and of all its devices together"

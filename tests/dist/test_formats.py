@@ -1,4 +1,4 @@
-"""A whole run from a dataset saved on disk to Parquet, and one from an OpenAI batch file to its results."""
+"""Whole runs: from a dataset saved on disk to Parquet, from an OpenAI batch file to its results, with several answers to a row."""
 
 from __future__ import annotations
 
@@ -81,4 +81,4 @@ def test_from_a_batch_file_to_its_results(tmp_path: Path) -> None:
     assert refused["response"]["status_code"] == 400
     answers = two["response"]["body"]["choices"]
     assert [(each["index"], each["text"]) for each in answers] == [(0, "38"), (1, "38")]
-    assert "best_of = 2" in refused["response"]["body"]["error"]["message"]
+    assert "best_of" in refused["response"]["body"]["error"]["message"]

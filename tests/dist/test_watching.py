@@ -42,3 +42,16 @@ def test_a_run_is_watched_stopped_resumed_and_told(tmp_path: Path) -> None:
     assert 'launcher_complete{run="run"} 1' in metrics
     assert 'launcher_attempts_total{run="run"} 2' in metrics
     assert "complete" in launcher("status", run, "--watch").stdout
+
+
+def test_a_resume_that_only_gathers_results_tells_it_too(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    spec = write_job(tmp_path, 20)
+    crash = {"LAUNCHER_CRASH": "outputs.written:1:EIO"}
+    launcher("run", spec, "--run-dir", run, code=1, env=crash)
+    metrics = run / "metrics.prom"
+    assert 'launcher_rows{run="run",state="ok"} 20' in metrics.read_text()
+    assert 'launcher_complete{run="run"} 0' in metrics.read_text()
+    launcher("resume", run)
+    assert 'launcher_complete{run="run"} 1' in metrics.read_text()
+    assert 'launcher_attempts_total{run="run"} 1' in metrics.read_text()

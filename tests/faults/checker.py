@@ -60,11 +60,21 @@ def rows_of(path: Path, keys: set[str], problems: list[str]) -> list[Row]:
         except ValueError:
             problems.append(f"{path.name}:{number} is not JSON")
             continue
-        if set(row) != keys:
+        if set(row) - {"choices"} != keys:
             problems.append(f"{path.name}:{number} has the keys {sorted(row)}")
             continue
+        if "choices" in row and not _is_first(row, row["choices"]):
+            problems.append(f"{path.name}:{number} is not the first of its choices")
         rows.append(row)
     return rows
+
+
+def _is_first(row: Row, choices: list[Row]) -> bool:
+    """Whether the row's own answer is the first of several, and it counts the tokens of all."""
+    tokens = sum(choice["completion_tokens"] for choice in choices)
+    first = {key: choices[0][key] for key in ("text", "finish_reason")}
+    own = {**first, "completion_tokens": tokens}
+    return len(choices) > 1 and all(row[key] == value for key, value in own.items())
 
 
 def _hashes(run: Path, manifest: Row) -> Iterator[str]:

@@ -241,7 +241,7 @@ def test_parquet_output_is_the_outputs_once_more(tmp_path: Path) -> None:
     ledger.write_manifest(run, counts)
     table = pq.read_table(run.table)
     rows = [json.loads(line) for line in run.outputs.open()]
-    assert table.to_pylist() == [row | {"logprobs": None} for row in rows]
+    assert table.to_pylist() == [row | {"logprobs": None, "choices": None} for row in rows]
     assert table["text"].to_pylist() == ["text 0", "text 1", "text 2"]
     assert ledger.verify(run) == []
     first = run.table.read_bytes()

@@ -54,6 +54,16 @@ def test_pairs_are_those_of_the_summary(tmp_path: Path) -> None:
     assert all((p["difference"] is None) == (p["missing"] is not None) for p in pairs)
 
 
+def test_weights_and_caches_are_compared_where_the_rank_told_them(tmp_path: Path) -> None:
+    run = Pipeline(steps=10).write(tmp_path)
+    plan, summary = parts(run)
+    summary["stages"][0] |= {"weights_bytes": 30 * 2**30, "kv_bytes": 6 * 2**30}
+    pairs = compare(plan, summary)
+    assert pair(pairs, "weights_bytes", 0)["difference"] == pytest.approx(32 / 30 - 1)
+    assert pair(pairs, "kv_bytes", 0)["difference"] == pytest.approx(9 / 6 - 1)
+    assert pair(pairs, "weights_bytes", 1)["measured"] is None  # the summary has the plan's
+
+
 def test_what_is_missing_says_why(tmp_path: Path) -> None:
     run = Pipeline(steps=10).write(tmp_path)
     plan, summary = parts(run)
@@ -65,7 +75,7 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     assert pair(pairs, "busy", 2)["missing"] == "rank 2 left no status"
     assert "no attempt left" in pair(pairs, "gpu_hours")["missing"]
     assert "within the peak" in pair(pairs, "activation_bytes", 0)["missing"]
-    assert "all of its devices" in pair(pairs, "weights_bytes", 1)["missing"]
+    assert "all its devices" in pair(pairs, "weights_bytes", 1)["missing"]
     assert "older version" in pair(pairs, "load_s")["missing"]
     unknown = plan.model_copy(update={"predicted": Predicted(), "gpus_per_node": 0})
     pairs = compare(unknown, summary)

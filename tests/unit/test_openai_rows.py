@@ -19,7 +19,8 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
         seed=1,
         stop=["x"],
         user="u",
-        n=1,
+        n=3,
+        best_of=3,
         logprobs=False,
     )
     text = {
@@ -28,7 +29,10 @@ def test_openai_batch_rows(tmp_path: Path) -> None:
     }
     index = index_of(tmp_path, lines(chat, text), "auto")
     assert index.request(0) == Request(
-        0, "a", Sampling(5, 0.5, 0.9, 0, 1, ("x",)), messages=[{"role": "user", "content": "hi"}]
+        0,
+        "a",
+        Sampling(5, 0.5, 0.9, 0, 1, ("x",), n=3),
+        messages=[{"role": "user", "content": "hi"}],
     )
     assert index.request(1) == Request(1, "b", Sampling(6, seed=1), prompt="hi")
 
@@ -53,7 +57,7 @@ def test_biases_of_a_row_and_of_the_spec(tmp_path: Path) -> None:
     [
         (body_row(n=0), "bad_sampling", "n: "),
         (body_row(n=True), "bad_sampling", "n can't be true"),
-        (body_row(best_of=2), "unsupported_option", "best_of = 2 is not supported: n gives"),
+        (body_row(best_of=2), "unsupported_option", "best_of is not supported: n gives"),
         (body_row(tools=[{"type": "function"}]), "bad_tools", "tools[0]"),
         (body_row(tools={"type": "function"}), "bad_tools", "list"),
         (body_row(tool_choice="required"), "unsupported_option", "tool_choice"),

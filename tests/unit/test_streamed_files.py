@@ -230,6 +230,6 @@ def test_figures_count_what_sweeps_read(llama: Case) -> None:
     each = 1 + LAYERS + 1  # one step per sweep: embedding, layers, head
     assert told % each == 0
     whole = told // each
-    read = model.figures()["weights_read_bytes"]
+    read = model._parts.files.bytes_read
     # Embedding rows come on top, and what was read ahead for a sweep that never came.
     assert whole * weights <= read <= (whole + 1.2) * weights
