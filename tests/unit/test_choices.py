@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from models import make_model
+from prompt_files import body_row, index_of, lines
 from test_engine import Case, request
 
 from launcher.engine.choices import APART, Choices
 from launcher.engine.engine import Engine
+from launcher.input.files import Line
+from launcher.input.indexer import SAMPLE, Tally
+from launcher.job.spec import GenerationSpec
 from launcher.measure.spans import NullRecorder
 from launcher.model.local import LocalStepModel
 from launcher.plan.plan import Batch
-from launcher.records import Failure, Generation, Request
+from launcher.records import Demand, Failure, Generation, Request
 
 BATCH = Batch(groups=2, slots=3, max_length=80, prefill_chunk=16)
 
@@ -127,8 +132,6 @@ def test_too_long_a_prompt_is_one_failure(llama: Case) -> None:
 
 
 def test_n_of_rows_and_of_the_spec(tmp_path: Path) -> None:
-    from prompt_files import body_row, index_of, lines
-
     rows = lines(
         body_row(n=3), {**body_row(), "custom_id": "b"}, {**body_row(n=129), "custom_id": "c"}
     )
@@ -137,3 +140,19 @@ def test_n_of_rows_and_of_the_spec(tmp_path: Path) -> None:
     assert isinstance(first, Request) and first.sampling.n == 3
     assert isinstance(second, Request) and second.sampling.n == 2
     assert isinstance(third, Failure) and "n: Input should be less" in third.message
+
+
+def test_a_plan_counts_answers_and_gives_rows_away_whole(tmp_path: Path) -> None:
+    assert Demand(2, 10, 5, answers=8.0).sequences == 16
+    assert Demand(2, 10, 5, answers=8.0).share(4) == 8
+    assert Demand(10, 10, 5, answers=3.0).share(4) == 9
+    few, many = {"max_new_tokens": 10}, {"max_new_tokens": 1000, "n": 99}
+    rows = [{"prompt": "x", **(many if number % 2 else few)} for number in range(200)]
+    tally = Tally(GenerationSpec())
+    for row in rows:
+        tally.add(Line(1, 0, json.dumps(row).encode()), "jsonl")
+    demand = tally.demand()
+    assert (demand.rows, demand.answers) == (200, 50.0)
+    assert len(demand.sample) <= 2 * SAMPLE
+    mean = sum(new for _, new in demand.sample) / len(demand.sample)
+    assert mean == pytest.approx(0.99 * 1000 + 0.01 * 10, rel=0.02)
