@@ -155,4 +155,4 @@ def test_a_plan_counts_answers_and_gives_rows_away_whole(tmp_path: Path) -> None
     assert (demand.rows, demand.answers) == (200, 50.0)
     assert len(demand.sample) <= 2 * SAMPLE
     mean = sum(new for _, new in demand.sample) / len(demand.sample)
-    assert mean == pytest.approx(0.99 * 1000 + 0.01 * 10, rel=0.02)
+    assert mean == pytest.approx(0.99 * 1000 + 0.01 * 10, rel=0.05)  # of rows alone it is 505
