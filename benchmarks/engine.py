@@ -116,17 +116,28 @@ def run_continuous(model: LlamaForCausalLM, rows: Rows) -> Outputs:
 
 
 class Vllm:
-    """vLLM in another Python environment, which ``python`` is of; it waits while others have their turn."""
+    """vLLM in another Python environment, which ``python`` is of; it waits while others have their turn. ``ranks`` share
+    the model's tensors, each with ``threads`` cores."""
 
-    def __init__(self, python: str, model: LlamaForCausalLM, rows: Rows, slots: int) -> None:
+    def __init__(
+        self,
+        python: str,
+        model: LlamaForCausalLM,
+        rows: Rows,
+        slots: int,
+        threads: int,
+        ranks: int = 1,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name)
         model.save_pretrained(path)
         (path / "rows.json").write_text(json.dumps(rows))
+        cores = [f"{rank * threads}-{(rank + 1) * threads - 1}" for rank in range(ranks)]
         self._process = subprocess.Popen(
             [
                 *(python, str(Path(__file__).with_name("vllm_contender.py"))),
-                *(str(path), str(path / "rows.json"), str(slots)),
+                *(str(path), str(path / "rows.json"), str(slots), str(ranks)),
+                str(model.dtype).removeprefix("torch."),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -134,7 +145,7 @@ class Vllm:
                 **os.environ,
                 "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; else it sizes it by the RAM
                 # As many cores as the others have; of itself it leaves one to its scheduler.
-                "VLLM_CPU_OMP_THREADS_BIND": f"0-{torch.get_num_threads() - 1}",
+                "VLLM_CPU_OMP_THREADS_BIND": "|".join(cores),
             },
             text=True,
         )
@@ -205,7 +216,9 @@ def main() -> None:
     }
     contenders["generate, padded batches of 8"] = partial(run_padded, model, rows)
     contenders["continuous batching"] = partial(run_continuous, model, rows)
-    vllm = Vllm(options.vllm, model, rows, max(options.slots)) if options.vllm else None
+    vllm = None
+    if options.vllm:
+        vllm = Vllm(options.vllm, model, rows, max(options.slots), options.threads)
     if vllm:
         contenders["vLLM"] = vllm
     chosen = {

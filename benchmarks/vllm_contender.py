@@ -1,4 +1,4 @@
-"""vLLM as a contender of benchmarks/engine.py, in a Python environment of its own.
+"""vLLM as a contender of benchmarks/engine.py and benchmarks/pipeline.py, in a Python environment of its own.
 
 Started with a model's directory and a file of rows; for every line on stdin it answers the rows once and
 prints a JSON line: the seconds it took and the new tokens of each row. Such an environment:
@@ -16,17 +16,19 @@ from pathlib import Path
 
 
 def main() -> None:
-    model, rows_file, slots = sys.argv[1:]
+    model, rows_file, slots, ranks, dtype = sys.argv[1:]
     rows = json.loads(Path(rows_file).read_text())
     from vllm import LLM, SamplingParams
 
     engine = LLM(
         model,
         skip_tokenizer_init=True,
+        dtype=dtype,  # of itself it makes 16 bits of float32
         enforce_eager=True,
         enable_prefix_caching=False,  # rounds after the first would find their prompts there
         max_model_len=max(len(prompt) + new for prompt, new in rows),
         max_num_seqs=int(slots),
+        tensor_parallel_size=int(ranks),
     )
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in rows]
     settings = [
