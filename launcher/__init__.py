@@ -6,14 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.api import Run, list_runs, plan_job, run_here, submit
+    from launcher.api import Run, diagnose, job_schema, list_runs, plan_job, run_here, submit
     from launcher.errors import LauncherError
-    from launcher.job.spec import JobSpec
+    from launcher.job.said import JobSpec
 
 __version__ = "0.1.0"
-__all__ = ["JobSpec", "LauncherError", "Run", "list_runs", "plan_job", "run_here", "submit"]
+__all__ = [
+    "JobSpec",
+    "LauncherError",
+    "Run",
+    "diagnose",
+    "job_schema",
+    "list_runs",
+    "plan_job",
+    "run_here",
+    "submit",
+]
 
-_HOMES = {"JobSpec": "launcher.job.spec", "LauncherError": "launcher.errors"}
+_HOMES = {"JobSpec": "launcher.job.said", "LauncherError": "launcher.errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,10 @@ from typing import Any
 
 from launcher import control, ledger, prepare, registry, state
 from launcher.disk import read_json
+from launcher.doctor import examine
+from launcher.doctor.finding import Finding
 from launcher.errors import RunFailed
-from launcher.job.load import loaded_from
+from launcher.job.load import json_schema, loaded_from
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.report import logs
@@ -73,6 +75,17 @@ def list_runs() -> list[Run]:
     return [Run(found.path) for found in registry.list_runs()]
 
 
+def diagnose(folder: str | Path = "runs") -> list[Finding]:
+    """`launcher doctor`: what would hurt a run that is submitted or run here; ``folder`` is where runs go. Each finding
+    has a ``status`` (ok, note, warning, problem), what it ``says``, and a ``remedy``."""
+    return examine.login_node(Path(folder))
+
+
+def job_schema() -> dict[str, Any]:
+    """`launcher schema`: the JSON Schema of a job spec."""
+    return json_schema()
+
+
 class Run:
     """A run that exists: its directory, its name, a Slurm job's id, or None for the latest, as on the command line.
 
@@ -127,7 +140,8 @@ class Run:
         return self.directory.report
 
     def logs(self, rank: int | None = None) -> Iterator[tuple[str, str]]:
-        """`launcher logs`: (who, line) of what agents and ranks have said."""
+        """`launcher logs`: (who, line) of what agents and ranks have said. Raises UsageError for a rank that it has
+        not."""
         return logs.read(self.directory, rank)
 
     def plan(self) -> Plan:

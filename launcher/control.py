@@ -41,12 +41,14 @@ def _take_start(run: Run) -> None:
     )  # before the look: whoever starts the run after it has taken this number
     found = state.stand(run)
     if state.alive(found):
-        jobs = f"jobs {', '.join(found.jobs)}" if found.jobs else None
-        raise _busy(run, f"the run is {found.state}", jobs or state.starter(run))
+        jobs = [job for job, word in found.jobs.items() if word != "gone"]
+        at_it = f"jobs {', '.join(jobs)}" if jobs else state.starter(run)
+        raise _busy(run, f"the run is {found.state}", at_it)
     me = os.getpid()
     who = {"host": os.uname().nodename, "pid": me, "pid_started": process.start_time(me)}
     if not create_exclusive(run.start(number), json.dumps({**who, "time": time.time()}) + "\n"):
         raise _busy(run, "somebody else is starting the run", state.who_took(run, number))
+    run.make_folders()
     _end_attempts(run)
 
 
@@ -72,8 +74,7 @@ def cancel(run: Run) -> list[str]:
     if not jobs:
         return []
     scheduler = state.scheduler_of(run)
-    waiting = [job for job, word in found.jobs.items() if word == "pending"]
-    if waiting:
+    if waiting := _waiting(found):
         scheduler.stop(waiting)
     deadline = time.monotonic() + load_resolved(run.job).limits.drain + 10
     while time.monotonic() < deadline:
@@ -90,6 +91,14 @@ def cancel(run: Run) -> list[str]:
         # An agent of a host that is gone or was renamed; its ranks gave no sign of life all this time.
         _end_attempts(run)
     return jobs
+
+
+def _waiting(found: state.Standing) -> list[str]:
+    """Jobs that have nothing to drain: queued ones, and of Slurm's those that have opened no attempt yet."""
+    opened = {entry["job_id"] for entry in found.attempts}
+    idle = {job for job, word in found.jobs.items() if word == "running"} - opened
+    queued = {job for job, word in found.jobs.items() if word == "pending"}
+    return sorted(queued | idle if found.scheduler == "slurm" else queued)
 
 
 def _request_drains(run: Run) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,11 @@ PRIVATE = 0o077  # umask: what is made is its owner's alone
 
 
 def read_json(path: Path) -> Any:
-    """The file's JSON, or None if there is no such file. Raises Damaged if it is not JSON."""
+    """The file's JSON object, or None if there is no such file. Raises Damaged if it holds anything else."""
     left = STALE_TRIES
     while True:
         try:
-            return json.loads(path.read_bytes())
+            found = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError) as error:
@@ -35,6 +38,10 @@ def read_json(path: Path) -> Any:
             left -= 1
             if error.errno != errno.ESTALE or not left:
                 raise
+        else:
+            if isinstance(found, dict):
+                return found
+            raise Damaged("not a JSON object", where=str(path), cause=REPLACED)
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -61,16 +68,17 @@ def publish(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place, synced, when the block ends well."""
     temporary = _beside(path)
     try:
-        yield temporary
-        crash.point("written", path)
-        if durable:
-            sync_file(temporary)
-            crash.point("synced", path)
-        temporary.replace(path)
-        crash.point("renamed", path)
-        if durable:
-            sync_file(path.parent)
-            crash.point("published", path)
+        with _named(path):
+            yield temporary
+            crash.point("written", path)
+            if durable:
+                sync_file(temporary)
+                crash.point("synced", path)
+            temporary.replace(path)
+            crash.point("renamed", path)
+            if durable:
+                sync_file(path.parent)
+                crash.point("published", path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,9 +87,10 @@ def create_exclusive(path: Path, text: str) -> bool:
     """Create ``path`` with all of ``text`` if nobody has; True if this call did it."""
     temporary = _beside(path)
     try:
-        temporary.write_text(text)
-        crash.point("written", path)
-        sync_file(temporary)
+        with _named(path):
+            temporary.write_text(text)
+            crash.point("written", path)
+            sync_file(temporary)
         crash.point("synced", path)
         try:
             os.link(temporary, path)  # unlike O_EXCL, nobody ever sees the file empty
@@ -95,12 +104,40 @@ def create_exclusive(path: Path, text: str) -> bool:
         temporary.unlink(missing_ok=True)
 
 
+def clock(folder: Path) -> float:
+    """What time it is where ``folder`` is stored, epoch seconds as in its files' mtimes: one clock for all hosts, whatever
+    their own say. This host's where the folder can't be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def age(path: Path, now: float) -> float:
+    """Seconds since ``path`` was written, by ``clock``; infinite where it is gone."""
+    try:
+        return max(0.0, now - path.stat().st_mtime)
+    except FileNotFoundError:
+        return math.inf
+
+
 def sweep(folder: Path) -> None:
     """Remove what writers of this host that were killed have left in ``folder``."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         pid = path.name.split(".")[-3]
         if pid.isdecimal() and not Path("/proc", pid).exists():
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError in the block names ``path`` where it names no file, as that of a write does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _beside(path: Path) -> Path:

@@ -16,6 +16,8 @@ from launcher import environ, prepare
 from launcher.disk import publish, write_json
 from launcher.errors import DoesNotFit, Problem, SpecError, UsageError
 from launcher.job.load import json_schema
+from launcher.job.paths import resolve_paths
+from launcher.job.spec import ModelSpec
 from launcher.plan.choose import best
 
 EXAMPLE = ("What is a pipeline bubble?", "Name three uses of a KV cache.", "Why do queues form?")
@@ -52,6 +54,12 @@ def write_example(path: Path) -> None:
     rows = [{"id": str(number), "prompt": prompt} for number, prompt in enumerate(EXAMPLE)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def check_model(target: Path, model: str) -> None:
+    """Whether there is such a model, of the hub or beside the spec. Raises PreflightError, UsageError."""
+    found = resolve_paths({"model": {"path": model}}, target.absolute().parent)
+    prepare.check_model(ModelSpec(**found["model"]))
 
 
 def write_spec(target: Path, answers: Answers) -> prepare.Planned:

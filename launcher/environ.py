@@ -20,9 +20,10 @@ TRAVEL = (
 )
 
 
-# Variables that hold a secret, by their names.
+# Variables that hold a secret, by their names: PGPASSWORD, MYSITE_PAT. PWD and OLDPWD are directories.
 _SECRET = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$", re.IGNORECASE
+    r"(?:(?:^|_)(?:TOKEN|SECRET|PASSWD|PASS|PAT|API_?KEY|ACCESS_?KEY)|_PWD|PASSWORD)$",
+    re.IGNORECASE,
 )
 LEAST_SECRET = 8  # letters: what is shorter could be any word
 
@@ -30,7 +31,9 @@ LEAST_SECRET = 8  # letters: what is shorter could be any word
 def secrets() -> list[str]:
     """What this process's environment holds under the name of a secret, such as HF_TOKEN, the longest first."""
     held = {value.strip() for name, value in os.environ.items() if _SECRET.search(name)}
-    return sorted((value for value in held if len(value) >= LEAST_SECRET), key=len, reverse=True)
+    # SINGULARITY_PWD is one, too.
+    long = (value for value in held if len(value) >= LEAST_SECRET and not os.path.isdir(value))  # noqa: PTH112 - any text
+    return sorted(long, key=len, reverse=True)
 
 
 def travelling(names: Iterable[str]) -> list[str]:

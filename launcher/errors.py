@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
+from typing import Self
 
 # What the status of a command says; docs/reference/errors.md lists them beside the errors.
 EXIT_CODES = {
@@ -13,6 +15,13 @@ EXIT_CODES = {
     4: "Slurm refused",
     75: "the run is not complete: `launcher resume` goes on; or somebody else is at it: try again later",
     130: "interrupted (^C): what was running here was stopped in order; `launcher resume` goes on",
+}
+
+# What the system refuses most: the likely cause, and what to do first.
+_REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "make room there"),
+    errno.EDQUOT: ("a quota is used up", "make room there"),
+    errno.ENOENT: ("it was removed or moved meanwhile", "put it back"),
 }
 
 
@@ -75,6 +84,19 @@ class LauncherError(Exception):
         )
         return error
 
+    @classmethod
+    def of_system(cls, error: OSError, where: object = None, fix: str | None = None) -> Self:
+        """What the system refused. ``where`` counts where it named no file; ``fix`` comes after making room and the
+        like."""
+        cause, first = _REFUSALS.get(error.errno or 0, ("the system refused it", None))
+        place = error.filename or where
+        return cls(
+            error.strerror or str(error),
+            where=None if place is None else str(place),
+            cause=cause,
+            fix=", then ".join(filter(None, (first, fix))) or None,
+        )
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -102,6 +124,12 @@ class UsageError(LauncherError):
     """The command line asks for something that is not there or makes no sense."""
 
     exit_code = 2
+
+
+class Interrupted(LauncherError):
+    """^C, SIGTERM or SIGHUP ended the command; what was running here was stopped in order."""
+
+    exit_code = 130
 
 
 class DoesNotFit(LauncherError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,16 +16,18 @@ from launcher.input import prompts
 from launcher.input.tokens import bytes_per_token
 from launcher.job import accelerate
 from launcher.job.load import LoadedSpec, dump_spec, load_spec
-from launcher.job.spec import JobSpec
+from launcher.job.spec import JobSpec, ModelSpec
+from launcher.making import give_back
 from launcher.plan import choose
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.loadable import check_loadable
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
 from launcher.plan.possible import machines_for
 from launcher.plan.script import plan_script, ranks_per_node
 from launcher.plan.sums import verify_weights
 from launcher.records import Demand
-from launcher.run import Run, check_path, publish
+from launcher.run import Run, publish
 from launcher.schedulers import slurm
 
 SCAN_BYTES = 8 << 20  # of the input, while planning; all of it is read when a run is created
@@ -69,13 +70,21 @@ def plan_job(
     model = hub.resolve_model(loaded.spec.model, fetch=fetch, progress=say)
     asked = model.in_spec(loaded.spec)
     checkpoint = _checkpoint(model)
+    trusted = asked.model.trust_remote_code
+    check_loadable(checkpoint.config, checkpoint.where, trusted=trusted)
     demand = prompts.scan(asked, SCAN_BYTES)
     chosen, plan = _place(loaded, asked, checkpoint, machines, demand)
     verified = _verify(checkpoint, say) if verify else None
     return Planned(loaded, asked, chosen, checkpoint, machines, here, plan, verified)
 
 
+def check_model(model: ModelSpec) -> None:
+    """Raises PreflightError, UsageError for a model of which no plan can be made; fetches nothing."""
+    _checkpoint(hub.resolve_model(model, fetch=False))
+
+
 def _verify(checkpoint: Checkpoint, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    checkpoint.check_weights()
     if checkpoint.path is None:
         raise PreflightError(
             "the weights are not here, so they can't be verified",
@@ -110,26 +119,35 @@ def _check_wandb(loaded: LoadedSpec) -> None:
 
 
 def with_script(planned: Planned, run_dir: Path | None) -> Planned:
-    """The plan with the sbatch script of the run that would be created."""
-    path = (run_dir or next_dir(planned.spec)).absolute()
-    check_path(path)
-    script = slurm.script(path, planned.spec, planned.plan)
+    """The plan with the sbatch script of the run that would be created. Raises Busy and UsageError where none can be."""
+    run = Run(run_dir or next_dir(planned.spec))
+    run.check_free()
+    script = slurm.script(run.path, planned.spec, planned.plan)
     return replace(planned, plan=planned.plan.model_copy(update={"script": script}))
+
+
+def check_weights(planned: Planned) -> None:
+    """Raises WeightsError where there is a config alone, of which a plan can be made and no run."""
+    if planned.checkpoint is not None:
+        planned.checkpoint.check_weights()
 
 
 @private()
 def create_run(planned: Planned, run_dir: Path | None) -> Run:
     """The run directory, ready to start: spec, plan and input index in it. Nothing stays behind if that fails.
 
-    Raises DoesNotFit for a plan that does not fit, Busy if the directory exists.
+    Raises WeightsError for a model without weights, DoesNotFit for a plan that does not fit, as ``Run.create``.
     """
+    check_weights(planned)
     if not planned.plan.fits:
         raise _does_not_fit(planned.plan)
-    run = Run.create(run_dir or next_dir(planned.spec))
+    path = run_dir or next_dir(planned.spec)
+    there = path.is_dir()
+    run = Run.create(path)
     try:
         _fill(run, planned)
     except BaseException:
-        shutil.rmtree(run.path)  # made above, by us
+        give_back(run.path, empty=there)
         raise
     registry.register(run)
     return run
@@ -142,10 +160,10 @@ def next_dir(spec: JobSpec) -> Path:
 
 def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
     """From the local copy's headers, the hub's metadata, or the built-in table where the hub does not answer
-    or wants a token that a plan does not need."""
+    or wants a token that a plan does not need. Where there are no weights at all, from the config alone."""
     if model.path is not None:
-        _check_tokenizer(model.path)
-        return Checkpoint.read(model.path)
+        found = Checkpoint.read(model.path, bare=True)
+        return _with_tokenizer(found, model.path)
     known = Checkpoint.known(model.name)
     if model.commit is None and known is None:
         raise PreflightError(
@@ -156,7 +174,10 @@ def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
         )
     try:
         if model.commit is not None:
-            return Checkpoint.from_headers(*hub.remote_metadata(model.name, model.commit))
+            config, headers = hub.remote_metadata(model.name, model.commit)
+            if not headers:
+                return Checkpoint.from_config(config, model.name)
+            return Checkpoint.from_headers(config, headers)
     except PreflightError:
         if known is None:
             raise
@@ -164,13 +185,17 @@ def _checkpoint(model: hub.ResolvedModel) -> Checkpoint:
     return known
 
 
-def _check_tokenizer(model: Path) -> None:
-    if not any(path for pattern in TOKENIZERS for path in model.glob(pattern)):
-        raise PreflightError(
-            "the model has no tokenizer",
-            where=str(model),
-            fix=f"put its files beside the weights: {', '.join(TOKENIZERS)}",
-        )
+def _with_tokenizer(found: Checkpoint, model: Path) -> Checkpoint:
+    """``found``, with a note where it can do without a tokenizer since it is not to be loaded."""
+    if any(path for pattern in TOKENIZERS for path in model.glob(pattern)):
+        return found
+    if found.bare:
+        return replace(found, note=f"{found.note}; there is no tokenizer")
+    raise PreflightError(
+        "the model has no tokenizer",
+        where=str(model),
+        fix=f"put its files beside the weights: {', '.join(TOKENIZERS)}",
+    )
 
 
 def _place(
@@ -190,9 +215,9 @@ def _place(
             if each is spec or choose.stands_alone(plan):
                 plans.append((each, plan))
         except (SpecError, UsageError) as refusal:
+            refusals.append(loaded.placed(refusal))
             if each is spec:
                 raise
-            refusals.append(refusal)
     if not plans:
         raise refusals[0]
     own = choose.best([plan for _, plan in plans]) if auto else plans[0][1]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from launcher import crash
 from launcher.disk import create_exclusive, publish, read_json, sync_file, write_json
-from launcher.errors import Busy, UsageError
+from launcher.errors import UsageError
+from launcher.making import Place, check_free, take
 from launcher.records import Attempt
 
 __all__ = [
     "Run",
-    "check_path",
     "create_exclusive",
     "publish",
     "read_json",
@@ -25,6 +25,8 @@ __all__ = [
     "sync_file",
     "write_json",
 ]
+
+FOLDERS = ("input", "journals", "claims", "attempts", "logs", "timeline", "status")
 
 
 class Run:
@@ -35,33 +37,27 @@ class Run:
 
     @classmethod
     def create(cls, path: Path | str) -> Run:
-        """Make an empty run directory (0700). Raises Busy if the path is taken."""
+        """Make a run directory (0700), also of an empty one. Raises Busy if it is taken, UsageError where none can be."""
         run = cls(path)
-        check_path(run.path)
-        try:
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir(mode=0o700)
-        except FileExistsError:
-            whole = run.job.is_file()
-            resume = f"launcher resume {run.path}, or name another --run-dir"
-            raise Busy(
-                "the run directory exists already",
-                where=str(run.path),
-                cause=None if whole else "somebody is making it, or was killed while making it",
-                fix=resume if whole else "remove it if nobody is at it, or name another --run-dir",
-            ) from None
-        except OSError as error:
-            raise UsageError(
-                f"can't make the run directory: {error.strerror}",
-                where=str(run.path),
-                fix="set output.dir, or give --run-dir",
-            ) from None
-        for folder in ("input", "journals", "claims", "attempts", "logs", "timeline", "status"):
-            (run.path / folder).mkdir(mode=0o700)
+        take(run._place)
+        run.make_folders()
         crash.point("made", run.path)
         sync_file(run.path.parent)
         crash.point("synced", run.path)
         return run
+
+    def check_free(self) -> None:
+        """Raises what ``create`` would."""
+        check_free(self._place)
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.path, self.input, self.job)
+
+    def make_folders(self) -> None:
+        """Those of a run that are not there: a copy may lack the empty ones, and logs are removed to save space."""
+        for folder in FOLDERS:
+            (self.path / folder).mkdir(mode=0o700, exist_ok=True)
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -226,6 +222,10 @@ class Run:
         """How the agent of a node is doing; rewritten by it about once a second."""
         return self.attempt_file(attempt, f"node-{node:04d}")
 
+    def nodes(self, attempt: Attempt) -> list[Path]:
+        """How the agents of all its nodes are doing."""
+        return sorted(self.attempt_dir(attempt).glob("node-*.json"))
+
     def rank_errors(self, attempt: Attempt) -> list[Path]:
         """Errors that ranks left behind, the first one first."""
         found = self.attempt_dir(attempt).glob("error-r*.json")
@@ -273,16 +273,6 @@ class Run:
 
     def timelines(self) -> list[Path]:
         return sorted((self.path / "timeline").glob("*.jsonl"))
-
-
-def check_path(path: Path) -> None:
-    """Raises UsageError for a path that sbatch would read as more than a path: it fills in %j and the like, a
-    backslash keeps it from doing so, and a line break would end the option that it stands in."""
-    if any(ord(letter) < 32 or letter in "%\\\x7f" for letter in str(path)):
-        raise UsageError(
-            f"a run directory's path can't hold control characters, % or backslashes: {str(path)!r}",
-            fix="choose another output.dir, --run-dir or working directory",
-        )
 
 
 def request_drain(run: Run, attempt: Attempt, reason: str) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from launcher import ledger
+from launcher import disk, ledger
 from launcher.errors import LauncherError
 from launcher.records import Attempt
 from launcher.report.sofar import FRESH_S, stragglers
 from launcher.run import Run, read_json
 from launcher.runtime import process
+from launcher.runtime.outcome import errors_of
 from launcher.schedulers import local, slurm
 
 Known = Mapping[str, str]  # what schedulers said of jobs: queued, running ...
@@ -74,22 +74,25 @@ def stand(run: Run, known: Known = NOTHING) -> Standing:
             "superseded" if newer else _whether(entry, given, jobs)
         )
     ended = [entry["error"] for entry in latest.values() if entry["error"]]
+    # An agent that stands still ends no attempt; those of other nodes have said so.
+    ended += [error for entry in live for error in errors_of(run, Attempt.parse(entry["name"]))]
     if complete:
         word = "complete"
     elif starter(run, given):
         word = "queued"
     else:
+        ended += _unopened(run, given, jobs, attempts)
         word = _word(given, jobs, live, ended, ranks)
     failure = ended[-1] if ended and not complete else None
     states = {entry["name"]: entry["state"] for entry in live}
-    ranks = [_as_known(rank, states[rank["attempt"]], time.time()) for rank in ranks]
+    ranks = [_as_known(rank, states[rank["attempt"]]) for rank in ranks]
     return Standing(word, given.get("scheduler"), jobs, attempts, ranks, failure)
 
 
 def look(run: Run, finished: ledger.Finished | None = None, known: Known = NOTHING) -> RunState:
     """The state of ``run`` now. ``finished``: kept between looks, it reads only what was added to the journals."""
     found = stand(run, known)
-    rows = _rows(run, read_json(run.manifest), finished)
+    rows = _rows(run, ledger.read_manifest(run), finished)
     speed = _speed(found.ranks) if found.state != "complete" else None
     return RunState(
         run=run.name,
@@ -99,7 +102,7 @@ def look(run: Run, finished: ledger.Finished | None = None, known: Known = NOTHI
         eta_s=_eta(rows, found.ranks) if speed else None,
         stragglers={
             f"{attempt}-r{rank:04d}": why
-            for (attempt, rank), why in stragglers(found.ranks, time.time()).items()
+            for (attempt, rank), why in stragglers(found.ranks).items()
         },
         **vars(found),
     )
@@ -145,7 +148,8 @@ def starter(run: Run, given: dict[str, Any] | None = None) -> str | None:
     here = who["host"] == socket.gethostname()
     gone = here and process.start_time(who["pid"]) != who["pid_started"]
     # Its sbatch may outlive it.
-    if time.time() - who["time"] > SUBMITTING_S or (gone and not given.get("submitting")):
+    since = disk.age(run.start(number), disk.clock(run.attempts))
+    if since > SUBMITTING_S or (gone and not given.get("submitting")):
         return None
     return who_took(run, number)
 
@@ -194,8 +198,11 @@ def _attempt(run: Run, attempt: Attempt) -> dict[str, Any]:
 
 
 def _ranks(run: Run, attempts: list[str]) -> list[dict[str, Any]]:
-    statuses = map(read_json, run.statuses(*map(Attempt.parse, attempts)))
-    return [status for status in statuses if status]
+    """What ranks said last, and how long ago that was."""
+    paths = run.statuses(*map(Attempt.parse, attempts))
+    now = disk.clock(run.attempts) if paths else 0.0
+    said = ((read_json(path), disk.age(path, now)) for path in paths)
+    return [{**status, "heard_s": heard_s} for status, heard_s in said if status]
 
 
 def _whether(entry: dict[str, Any], given: dict[str, Any], jobs: dict[str, str]) -> str:
@@ -209,14 +216,25 @@ def _whether(entry: dict[str, Any], given: dict[str, Any], jobs: dict[str, str])
     return "gone" if word == "pending" else word  # it will start again, and nothing of it runs
 
 
-def _as_known(rank: dict[str, Any], attempt: str, now: float) -> dict[str, Any]:
+def _unopened(
+    run: Run, given: dict[str, Any], jobs: dict[str, str], attempts: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The error of the latest start's Slurm jobs that ended without any attempt."""
+    if set(jobs.values()) != {"gone"} or given["scheduler"] != "slurm":
+        return []
+    opened = {entry["job_id"] for entry in attempts}
+    error = slurm.ended_early(run, [job for job in jobs if job not in opened])
+    return [error.as_dict()] if error else []
+
+
+def _as_known(rank: dict[str, Any], attempt: str) -> dict[str, Any]:
     """A rank with what is known of it instead of what it said last: ``phase`` is ``gone`` where its job is, and ``unknown``
-    where nobody can be asked and it is silent; ``last_phase`` is its own word, ``heard_s`` how long ago that was."""
-    said, heard_s = rank["phase"], max(0.0, now - rank["updated"])
-    phase = said
-    if said != "finished" and (attempt == "gone" or (attempt == "unknown" and heard_s > FRESH_S)):
+    where nobody can be asked and it is silent; ``last_phase`` is its own word."""
+    said = phase = rank["phase"]
+    silent = rank["heard_s"] > FRESH_S
+    if said != "finished" and (attempt == "gone" or (attempt == "unknown" and silent)):
         phase = attempt
-    return {**rank, "phase": phase, "last_phase": said, "heard_s": heard_s}
+    return {**rank, "phase": phase, "last_phase": said}
 
 
 def _job_states(given: dict[str, Any], known: Known) -> dict[str, str]:
@@ -250,7 +268,7 @@ def _word(
         return "queued"
     # The scheduler does not answer, or the agent is another host's: the ranks' own word counts.
     if "unknown" in states and (live or given["scheduler"] == "slurm"):
-        return "running" if any(time.time() - r["updated"] < FRESH_S for r in ranks) else "unknown"
+        return "running" if any(rank["heard_s"] < FRESH_S for rank in ranks) else "unknown"
     return "failed" if ended else "stopped"
 
 

@@ -48,6 +48,7 @@ _GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {**_GROUPED},
     "qwen2": {"num_key_value_heads": 2},
+    "nemotron": {**_GROUPED},
     "qwen3": {**_GROUPED},
     "mistral": {**_GROUPED, "sliding_window": WINDOW},
     "gemma2": {**_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},

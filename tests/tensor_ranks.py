@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ def _rank(rank: int, degree: int, port: int, paths: list[Path], folder: Path) ->
     torch.set_num_threads(1)
     gang = Gang.join(rank, degree, b"key", 240.0)
     group = TensorGroup.join(gang, degree)
+    apart = replace(group, names=tuple(f"rank {n} on host {n}" for n in range(degree)))
     for number, path in enumerate(paths):
         before = storage_bytes()
         spec = ModelSpec(path=str(path), dtype="float32")
@@ -91,6 +92,10 @@ def _rank(rank: int, degree: int, port: int, paths: list[Path], folder: Path) ->
         model = load_stage(spec, "float32", (0, layers - 1), layers, "cpu", Sharding(group))
         weights = sum(parameter.nbytes for parameter in model.parameters())
         read = storage_bytes() - before
+        # Ranks of several hosts load the same, in another way.
+        other = load_stage(spec, "float32", (0, layers - 1), layers, "cpu", Sharding(apart))
+        for one, same in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, same)
         pack_linears(model)
         torch.save(Shard(*drive(model), weights, read), folder / f"{number}-{rank}")
     gang.leave()

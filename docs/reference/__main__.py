@@ -168,7 +168,8 @@ def commands_page() -> list[str]:
         "# Commands",
         "",
         "SPEC is a job spec, KEY=VALUE replaces a value of it (`parallel.stages=4`). RUN is a directory, a name, a Slurm job id, or",
-        "nothing for the latest. With `--json` a command prints one JSON document and nothing else. How it ends is told by its",
+        "nothing for the latest. With `--json` a command prints one JSON document and nothing else: [the error](errors.md), where it ends with",
+        "one. `launcher` alone and its group `bench` only list their commands, and have no `--json`. How a command ends is told by its",
         "[exit code](errors.md).",
     ]
     for path, command in walk(typer.main.get_command(app), "launcher"):

@@ -11,6 +11,7 @@ from launcher.bench.pressure import CAPACITY, START_S, SYNC_S, loads
 from launcher.errors import UsageError
 from launcher.plan.plan import Plan
 from launcher.plan.subject import full_part
+from launcher.report.compare import tokens_of
 
 DAY_S = 86400.0
 READ_BYTES_PER_S = 2e9  # of a node, while it loads
@@ -21,7 +22,6 @@ class Assumed:
     """What a plan does not say. ``tokens_per_s`` is one world's, where it is not to be the plan's."""
 
     rows: int
-    new_tokens: int
     node_mtbf_days: float | None = 100.0
     stragglers: float = 0.02
     slowdown: float = 1.5
@@ -33,7 +33,7 @@ class Assumed:
 
 def study(plan: Plan, worlds: Sequence[int], assumed: Assumed, max_restarts: int) -> dict[str, Any]:
     """Of each number of worlds: the fleet, its course, its load on the cluster, and the same without failures and
-    stragglers. Raises UsageError where nothing says how fast a world is."""
+    stragglers. Rows have as many tokens as the plan's on average. Raises UsageError where nothing says how fast a world is."""
     one = _fleet(plan, assumed, max_restarts)
     found = []
     for number in worlds:
@@ -69,14 +69,14 @@ def _fleet(plan: Plan, assumed: Assumed, max_restarts: int) -> Fleet:
             where="--tokens-per-s",
             fix="give it, or a spec whose plan fits",
         )
-    replicas = plan.replicas
+    replicas, tokens = plan.replicas, _row_tokens(plan)
     days = assumed.node_mtbf_days
     return Fleet(
         worlds=1,
         nodes=plan.nodes,
         replicas=replicas,
         rows=assumed.rows,
-        rows_per_s=speed / assumed.new_tokens / replicas,
+        rows_per_s=speed / tokens / replicas,
         slots=plan.batch.groups * plan.batch.slots,
         node_mtbf_s=days * DAY_S if days else None,
         stragglers=assumed.stragglers,
@@ -94,6 +94,17 @@ def _speed(plan: Plan, assumed: Assumed) -> float:
     return assumed.tokens_per_s or (plan.predicted.tokens_per_s or 0.0) / part
 
 
+def _row_tokens(plan: Plan) -> float:
+    """New tokens of a row, or scored ones, all of its answers together. Raises UsageError where the plan has none."""
+    if not plan.predicted.new_tokens:
+        raise UsageError(
+            "the plan does not predict how many tokens a row has",
+            where="parallel.options.backend",
+            fix="leave it out: the native backend is predicted",
+        )
+    return plan.predicted.new_tokens / plan.rows
+
+
 def _load_s(plan: Plan, fleet: Fleet, worlds: int) -> float:
     """Until all ranks have their weights: as fast as their nodes read, or all of them together can."""
     size = plan.weights_bytes * min(fleet.replicas, fleet.nodes)  # once per node and copy of it
@@ -107,7 +118,7 @@ def _told(fleet: Fleet, assumed: Assumed, plan: Plan) -> list[str]:
     whose = "given" if assumed.tokens_per_s else "the plan's"
     days = assumed.node_mtbf_days
     return [
-        f"{assumed.rows:,} rows of {assumed.new_tokens} new tokens; a world is {_many(fleet.nodes, 'node')}, "
+        f"{assumed.rows:,} rows of {_row_tokens(plan):,.0f} {tokens_of(plan.task)}; a world is {_many(fleet.nodes, 'node')}, "
         f"{_many(plan.world_size, 'rank')}, {_many(fleet.replicas, 'replica')}, and makes {speed:,.0f} tokens/s ({whose})",
         f"a node fails every {days:g} days, which Slurm notices after {fleet.detect_s:.0f} s; its world runs again "
         f"{fleet.queue_s:.0f} s later, {fleet.max_restarts} times at most"

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 
-def _complete_run(incomplete: str) -> list[str]:
+def complete_run(incomplete: str) -> list[str]:
     """Names of runs for the shell, the latest first."""
     from launcher import registry
 
@@ -40,7 +40,7 @@ RunRef = Annotated[
         metavar="[RUN]",
         help="directory, name or Slurm job id; the latest if left out",
         show_default=False,
-        autocompletion=_complete_run,
+        autocompletion=complete_run,
     ),
 ]
 Verify = Annotated[

@@ -11,7 +11,12 @@ from launcher.cli.app import Json, Overrides, Spec, app
 from launcher.console import out, say
 from launcher.errors import UsageError
 
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure, for better plans.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure, for better plans.",
+    epilog="Example: launcher bench machine --dir /scratch/models",
+)
 app.add_typer(bench, name="bench")
 
 
@@ -25,6 +30,8 @@ def machine(
     from launcher.plan.measured import save_profile
     from launcher.report.measures import profile_table
 
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", where="--dir")
     found = measure(folder.absolute(), say(as_json))
     path = save_profile(found)
     out({"path": str(path), **found.model_dump(mode="json")}, as_json, profile_table(found))
@@ -57,7 +64,6 @@ def scale(  # noqa: PLR0913 - each is an option of the command line
     planned = prepare.plan_job(spec, overrides or [], here=False, say=say(as_json), fetch=False)
     assumed = Assumed(
         rows=rows,
-        new_tokens=planned.spec.generation.max_new_tokens,
         node_mtbf_days=mtbf_days or None,
         stragglers=stragglers,
         slowdown=slowdown,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.cli.app import Json, app
-from launcher.console import out
-from launcher.errors import UsageError
+from launcher.console import clean, out
+from launcher.errors import LauncherError, UsageError
 
 if TYPE_CHECKING:
     from launcher.draft import Answers
@@ -28,6 +29,7 @@ QUESTIONS = {
     "account": "account, empty for your default",
     "time": "time limit",
 }
+Checks = Mapping[str, Callable[[str], None]]
 ON_SLURM = ("nodes", "gpus_per_node", "gpu", "partition", "account", "time")
 
 
@@ -62,13 +64,17 @@ def init(  # noqa: PLR0913 - each is an option of the command line
         raise UsageError("there is a spec already", where=str(spec), fix="another name, or --force")
     said["input"] = said.pop("given")
     asks = not (yes or as_json) and sys.stdin.isatty()
-    answers = _answers({key: said[key] for key in QUESTIONS}, asks)
-    _prompts(spec, answers.input, example, asks)
+    checks: Checks = {
+        "model": lambda name: _model(spec, name),
+        "input": lambda name: _prompts(spec, name, example, asks),
+    }
+    answers = _answers({key: said[key] for key in QUESTIONS}, asks, checks)
+    checks["input"](answers.input)  # it may have been an option
     _write(spec, answers, as_json)
 
 
-def _answers(said: dict[str, Any], asks: bool) -> Answers:
-    """``said`` with the rest asked for, or by default."""
+def _answers(said: dict[str, Any], asks: bool, checks: Checks) -> Answers:
+    """``said`` with the rest asked for, or by default; what is asked for is held to ``checks`` at once."""
     from launcher.draft import Answers, on_slurm
 
     defaults = {field.name: field.default for field in fields(Answers)}
@@ -81,13 +87,30 @@ def _answers(said: dict[str, Any], asks: bool) -> Answers:
         elif key == "slurm":
             said[key] = typer.confirm(question, default=bool(defaults[key]))
         else:
-            default = defaults[key]
-            said[key] = typer.prompt(
-                question, default=default, show_default=default not in (None, "")
-            )
+            said[key] = _ask(question, defaults[key], checks.get(key))
     if not said["model"]:
         raise UsageError("which model?", fix="launcher init --model, a directory or a hub id")
     return Answers(**said)
+
+
+def _ask(question: str, default: Any, check: Callable[[str], None] | None) -> Any:
+    """The first answer that ``check`` lets pass."""
+    while True:
+        shown = default not in (None, "")
+        answer = typer.prompt(question, default=default, show_default=shown)
+        try:
+            if check is not None:
+                check(answer)
+        except LauncherError as error:
+            typer.echo(clean(str(error)), err=True)
+        else:
+            return answer
+
+
+def _model(spec: Path, name: str) -> None:
+    from launcher.draft import check_model
+
+    check_model(spec, name)
 
 
 def _prompts(spec: Path, name: str, example: bool, asks: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.cli.app import Json, MaySpec, Overrides, RunDir, Spec, Verify, app
+from launcher.cli.app import Json, MaySpec, Overrides, RunDir, Spec, Verify, app, complete_run
 from launcher.cli.watching import foreground, queue
 from launcher.console import out, say
 from launcher.errors import UsageError
@@ -48,6 +48,7 @@ def submit_job(
         spec, overrides or [], here=False, say=say(as_json), fetch=not dry_run, verify=verify
     )
     if dry_run:
+        prepare.check_weights(planned)
         show_plan(prepare.with_script(planned, run_dir), as_json)
         return
     queue(prepare.create_run(planned, run_dir), as_json)
@@ -62,7 +63,12 @@ def plan(
     overrides: Overrides = None,
     check: Annotated[
         str | None,
-        typer.Option("--check", metavar="RUN", help="of a run: what was planned, what came of it"),
+        typer.Option(
+            "--check",
+            metavar="RUN",
+            help="of a run: what was planned, what came of it",
+            autocompletion=complete_run,
+        ),
     ] = None,
     verify: Verify = False,
     as_json: Json = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from launcher.console import out
+from launcher.errors import Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from launcher.run import Run
@@ -21,13 +22,27 @@ WATCH_S = 1.0
 def queue(run: Run, as_json: bool) -> None:
     """Send a run to Slurm and say where it is."""
     from launcher import control
+    from launcher.runtime import failure
 
-    jobs = control.start_on_slurm(run)
+    with failure.refusals(run):
+        jobs = control.start_on_slurm(run)
     out({"run": str(run.path), "jobs": jobs}, as_json, f"run {run.path}\njob {' '.join(jobs)}")
 
 
 def foreground(run: Run, as_json: bool) -> None:
-    """Run the agent here with progress; ^C asks for a drain, a second ^C ends it at once."""
+    """Run the agent here with progress; ^C asks for a drain, a second ^C ends it at once. Raises Interrupted."""
+    from launcher.runtime import failure
+
+    try:
+        with failure.refusals(run):
+            _to_the_end(run, as_json)
+    except KeyboardInterrupt:
+        fix = f"launcher resume {run.path}"
+        raise Interrupted("interrupted", where=str(run.path), fix=fix) from None
+    show_finished(run, as_json)
+
+
+def _to_the_end(run: Run, as_json: bool) -> None:
     from launcher import control, ledger, state
     from launcher.report.progress import Progress
 
@@ -42,17 +57,15 @@ def foreground(run: Run, as_json: bool) -> None:
         while job.running():
             try:
                 time.sleep(0.2)
+                job.check()
                 progress.update()
             except KeyboardInterrupt:
                 job.kill() if interrupted else job.stop()
                 interrupted = True
-                progress.note(
-                    f"{stopping}; ^C again stops at once\nlauncher resume {run.path} goes on"
-                )
+                progress.note(f"{stopping}; ^C again stops at once")
     if interrupted:
         raise KeyboardInterrupt
     job.result()
-    show_finished(run, as_json)
 
 
 def watch_run(run: Run) -> None:
@@ -79,7 +92,6 @@ def watch_run(run: Run) -> None:
 
 def show_finished(run: Run, as_json: bool) -> None:
     """Show what came of a run; exit 1 if rows failed, 75 if it is not complete."""
-    from launcher.errors import RunFailed
     from launcher.report.table import summary_table
     from launcher.run import read_json
 

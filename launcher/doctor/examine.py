@@ -68,7 +68,7 @@ def _meet(meeting: Meeting) -> list[Finding] | None:
     named = [replace(finding, host=socket.gethostname()) for finding in found]
     if meeting.node == 0:
         return named + _others(meeting, sorted(heard.keys() - {0}))
-    meeting.say("findings", [asdict(finding) for finding in named])
+    meeting.say("findings", {"found": [asdict(finding) for finding in named]})
     # Node 0 speaks for those that it knows of; who was late, or sees nothing of it, speaks for itself.
     return None if {0, meeting.node} <= heard.keys() else named
 
@@ -81,7 +81,7 @@ def _others(meeting: Meeting, nodes: list[int]) -> list[Finding]:
         for node in nodes
         if node not in heard
     ]
-    return [Finding(**row) for node in sorted(heard) for row in heard[node]] + silent
+    return [Finding(**row) for node in sorted(heard) for row in heard[node]["found"]] + silent
 
 
 def as_document(findings: Iterable[Finding], kind: str) -> dict[str, Any]:

@@ -17,24 +17,27 @@ def examine() -> Iterator[Finding]:
     """Access, and the token if there is one."""
     from huggingface_hub import constants, get_token
 
-    if constants.HF_HUB_OFFLINE:
-        says = "HF_HUB_OFFLINE is set: only models that are here already can be used"
-        yield Finding(AREA, "access", "note", says, "unset HF_HUB_OFFLINE to fetch others")
-        return
-    why = _unreachable(constants.ENDPOINT)
-    if why is not None:
-        remedy = (
-            "set HTTPS_PROXY if the site has one, or fetch models elsewhere and give their folder"
-        )
-        yield Finding(AREA, "access", "warning", f"{constants.ENDPOINT}: {why}", remedy)
-        return
-    yield Finding(AREA, "access", "ok", f"{constants.ENDPOINT} answers")
+    access = _access(constants.ENDPOINT, constants.HF_HUB_OFFLINE)
+    yield access
     if get_token() is None:
         says = "none: public models only"
         yield Finding(AREA, "token", "note", says, "for gated and private ones: hf auth login")
-        return
-    yield _who()
+    elif access.status == "ok":
+        yield _who()
+    else:
+        yield Finding(AREA, "token", "note", "there is one; only the hub can say whose")
     yield from _token_file(Path(constants.HF_TOKEN_PATH))
+
+
+def _access(endpoint: str, offline: bool) -> Finding:
+    if offline:
+        says = "HF_HUB_OFFLINE is set: only models that are here already can be used"
+        return Finding(AREA, "access", "note", says, "unset HF_HUB_OFFLINE to fetch others")
+    why = _unreachable(endpoint)
+    if why is None:
+        return Finding(AREA, "access", "ok", f"{endpoint} answers")
+    remedy = "set HTTPS_PROXY if the site has one, or fetch models elsewhere and give their folder"
+    return Finding(AREA, "access", "warning", f"{endpoint}: {why}", remedy)
 
 
 def _unreachable(endpoint: str) -> str | None:

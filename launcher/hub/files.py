@@ -11,6 +11,7 @@ from launcher.errors import PreflightError, WeightsError
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _SMALL_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_WEIGHTS = {".safetensors", ".h5", ".msgpack", ".gguf"} | _PICKLES
 
 
 def is_complete(folder: Path) -> bool:
@@ -31,6 +32,11 @@ def is_small(file: str, with_code: bool) -> bool:
         return with_code
     top = path.parent.name in {"", "additional_chat_templates"}
     return top and path.suffix in _SMALL_FILES
+
+
+def has_weights(files: list[str]) -> bool:
+    """Whether any of them is or may be a model's weights, of a kind that can be loaded or not."""
+    return INDEX in files or any(PurePosixPath(file).suffix in _WEIGHTS for file in files)
 
 
 def weight_files(name: str, commit: str | None, files: list[str]) -> list[str]:

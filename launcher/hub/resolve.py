@@ -15,7 +15,7 @@ from typing import Any, Literal
 from launcher.errors import PreflightError
 from launcher.hub.code import check_own, has_code, is_pinned, not_pinned
 from launcher.hub.errors import HubFailure, HubUnreachable, catching, not_a_model, refusal
-from launcher.hub.files import CONFIG, is_complete, is_small, small_json, weight_files
+from launcher.hub.files import CONFIG, has_weights, is_complete, is_small, small_json, weight_files
 from launcher.hub.progress import bars
 from launcher.job.spec import JobSpec, ModelSpec
 
@@ -86,7 +86,8 @@ def _resolve(model: ModelSpec, fetch: bool, progress: Say | None) -> ResolvedMod
 def remote_metadata(
     name: str, commit: str | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The config of a hub model, and the header of each of its safetensors files by file name.
+    """The config of a hub model, and the header of each of its safetensors files by file name; none where it has no
+    weights of any kind.
 
     Headers are the JSON objects at the head of the files, read by HTTP range; no weights are
     fetched. Raises PreflightError.
@@ -96,7 +97,8 @@ def remote_metadata(
     try:
         with catching(), ThreadPoolExecutor(8) as pool:
             info = HfApi().model_info(name, revision=commit)
-            weights = weight_files(name, commit, _names(info))
+            files = _names(info)
+            weights = weight_files(name, commit, files) if has_weights(files) else []
             headers = pool.map(lambda file: _header(name, file, commit), weights)
             return small_json(name, CONFIG, commit), dict(zip(weights, headers, strict=True))
     except HubFailure as failure:

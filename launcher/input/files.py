@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from launcher.errors import PreflightError, UsageError
+from launcher.errors import LauncherError, PreflightError, UsageError
 from launcher.input import dataset
 from launcher.job.spec import InputSpec
 
@@ -185,9 +185,11 @@ class Readers:
 
 
 @contextlib.contextmanager
-def told(what: str, where: Path, fix: str | None = None) -> Iterator[None]:
-    """An OSError inside becomes a PreflightError that says what could not be done, and where."""
+def told(
+    what: str, where: Path, fix: str | None = None, kind: type[LauncherError] = PreflightError
+) -> Iterator[None]:
+    """An OSError inside becomes an error of ``kind`` that says what could not be done, and where."""
     try:
         yield
     except OSError as error:
-        raise PreflightError(f"{what}: {error.strerror}", where=str(where), fix=fix) from error
+        raise kind(f"{what}: {error.strerror}", where=str(where), fix=fix) from error

@@ -11,7 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.errors import PreflightError, UsageError
+from launcher.disk import REPLACED
+from launcher.errors import Damaged, PreflightError, UsageError
 from launcher.input.files import Readers
 from launcher.input.results import decode_line
 from launcher.input.rows import parse_row
@@ -100,7 +101,7 @@ class InputIndex:
     """The rows of a run's input, by number. ``meta`` is what is known of them all."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UsageError if ``folder`` holds no whole index."""
+        """Raises UsageError if ``folder`` holds no index, Damaged if it has lost something of it."""
         self.folder = folder
         try:
             self.meta = InputMeta.model_validate_json((folder / META).read_bytes())
@@ -110,6 +111,13 @@ class InputIndex:
             raise UsageError(
                 f"the run has no index of its input: {error}", where=str(folder)
             ) from None
+        if len(self._map) != self.meta.rows * ENTRY.size:
+            raise Damaged(
+                f"the index of {self.meta.rows:,} rows has {len(self._map):,} bytes, not {self.meta.rows * ENTRY.size:,}",
+                where=str(folder / ROWS),
+                cause=REPLACED,
+                fix="put it back, or start the job anew",
+            )
         self._readers = Readers()
 
     def __len__(self) -> int:
@@ -133,6 +141,11 @@ class InputIndex:
         if not 0 <= index < self.meta.rows:
             raise IndexError(f"row {index} of {self.meta.rows}")
         return Entry(*ENTRY.unpack_from(self._map, index * ENTRY.size))
+
+    def place(self, index: int) -> tuple[str, int]:
+        """The file of row ``index``, and its line there: of a table, its row. They are counted from 1."""
+        entry = self.entry(index)
+        return self.meta.files[entry.file].path, entry.line
 
     def request(self, index: int) -> Request | Failure:
         """Row ``index``. Raises PreflightError if its bytes are not those that were indexed."""

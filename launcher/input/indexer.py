@@ -223,15 +223,28 @@ class Indexer:
         rows.flush()
 
     def _fail_duplicate(self, rows: Any, index: int, first: int, readers: Readers) -> None:
-        file, offset, length = (int(rows[key][index]) for key in ("file", "offset", "length"))
-        data = readers.read(self.files[file].source(self.folder), offset, length)
-        tally, form = self.tally, self.files[file].row_format
-        row = parse_row(data, form, index, tally.generation, tally.task)
-        here, there = (
-            f"{self.files[rows['file'][i]].path}:{rows['line'][i]}" for i in (index, first)
-        )
-        message = f"the id {quote(row.id)} of {here} is that of {there} already"
-        failure = Failure(index, row.id, "duplicate_id", message)
+        def parsed(place: int, number: int) -> Request | Failure:
+            file, offset, length = (int(rows[key][place]) for key in ("file", "offset", "length"))
+            data = readers.read(self.files[file].source(self.folder), offset, length)
+            form = self.files[file].row_format
+            return parse_row(data, form, number, self.tally.generation, self.tally.task)
+
+        row_id = parsed(index, index).id
+
+        def named(place: int) -> bool:
+            """Whether the row gives its id: one that does not is called by its number."""
+            return row_id != str(place) or parsed(place, -1).id == row_id
+
+        there = f"{self.files[rows['file'][first]].path}:{rows['line'][first]}"
+        if not named(index):
+            message = (
+                f"the row has no id, so its number {row_id} is its id: {there} has that already"
+            )
+        elif not named(first):
+            message = f"{there} has no id, so its number {row_id} is its id, which this row has too"
+        else:
+            message = f"the id {quote(row_id)} is that of {there} already"
+        failure = Failure(index, row_id, "duplicate_id", message)
         rows["offset"][index], rows["length"][index] = self._write_bad(failure)
         rows["kind"][index] = Kind.BAD
 

@@ -12,6 +12,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PENALTIES = ("presence_penalty", "frequency_penalty")
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "n", *PENALTIES, "logit_bias")
 MOST_TOPS = 20  # likeliest tokens that are told beside each
+MAX_NEW_TOKENS = 1 << 20  # one row must not ask for a plan that nothing fits
 # The spec's model answers whatever model is named; the others say nothing about the text.
 IGNORED = {
     "model",
@@ -54,8 +55,8 @@ def request_of(row: dict[str, Any]) -> dict[str, Any]:
     fields["logprobs"] = _tops(body, chat=url == CHAT)
     if _choice_of_tools(fields.pop("tool_choice", None)) == "none":
         fields["tools"] = None
-    known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens", "logprobs"}
-    known.add("best_of")
+    known = {*SAMPLING, *IGNORED, *own, asked, "max_tokens", "max_completion_tokens"}
+    known |= {"logprobs", "best_of"}
     if url == CHAT:
         known.add("top_logprobs")
     for key in body.keys() - known:
@@ -83,7 +84,11 @@ def _max_tokens(body: dict[str, Any]) -> Any:
         raise RowError(
             "bad_sampling", f"max_tokens is {quote(old)} and max_completion_tokens {quote(new)}"
         )
-    return old if new is None else new
+    key, asked = ("max_tokens", old) if new is None else ("max_completion_tokens", new)
+    known = isinstance(asked, int) and not isinstance(asked, bool)
+    if asked is not None and not (known and 1 <= asked <= MAX_NEW_TOKENS):
+        raise RowError("bad_sampling", f"{key} must be 1 to {MAX_NEW_TOKENS}, not {quote(asked)}")
+    return asked
 
 
 def _tops(body: dict[str, Any], *, chat: bool) -> int | None:
@@ -162,6 +167,14 @@ def _choice(choice: dict[str, Any], chat: bool) -> dict[str, Any]:
     return {**said, "logprobs": told, "finish_reason": choice["finish_reason"]}
 
 
+def _by_text(likeliest: list[dict[str, Any]]) -> dict[str, float]:
+    """Of several tokens with one text, such as parts of a character, the likeliest, which comes first."""
+    found: dict[str, float] = {}
+    for each in likeliest:
+        found.setdefault(each["token"], each["logprob"])
+    return found
+
+
 def _told(entries: list[dict[str, Any]] | None, chat: bool) -> dict[str, Any] | None:
     if entries is None:
         return None
@@ -172,8 +185,6 @@ def _told(entries: list[dict[str, Any]] | None, chat: bool) -> dict[str, Any] | 
     return {
         "tokens": tokens,
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": [
-            {each["token"]: each["logprob"] for each in entry["top_logprobs"]} for entry in entries
-        ],
+        "top_logprobs": [_by_text(entry["top_logprobs"]) for entry in entries],
         "text_offset": offsets[: len(tokens)],
     }

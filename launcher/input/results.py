@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from dataclasses import replace
 from typing import Any
 
 from launcher.input import openai
@@ -49,6 +50,15 @@ def result_row(line: bytes, record: Record, form: str, facts: dict[str, Any]) ->
         assert not isinstance(record, Score), "no batch asks for scores"
         return json.dumps(openai.result_of(record, **facts)).encode() + b"\n"
     return line[9:]
+
+
+def error_row(failure: Failure, place: tuple[str, int], form: str, facts: dict[str, Any]) -> bytes:
+    """As ``result_row``, with the file and line of the input where ``failure`` is: the API's form has its message for them."""
+    file, line = place
+    if form == "openai":
+        failure = replace(failure, message=f"{failure.message} ({file}:{line})")
+        return result_row(b"", failure, form, facts)
+    return json.dumps({**vars(failure), "file": file, "line": line}).encode() + b"\n"
 
 
 def read_result(row: bytes, form: str) -> tuple[int, str]:

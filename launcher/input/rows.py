@@ -22,7 +22,6 @@ ROW_KEYS = {
     "score": ("id", *PROMPT_KEYS["score"], "tools", *questions.ASKED),
 }
 MAX_ID = 1024
-MAX_NEW_TOKENS = 1 << 20
 
 
 def parse_row(
@@ -163,14 +162,16 @@ def _validated(own: dict[str, Any], defaults: GenerationSpec) -> GenerationSpec:
         spec = GenerationSpec.model_validate(vars(defaults) | own)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RowError(
-            "bad_sampling", f"{key}: {first['msg']}, not {quote(first['input'])}"
-        ) from None
+        *place, last = map(str, first["loc"])
+        given = quote(first["input"])
+        if last == "[key]":
+            raise RowError("bad_sampling", f"{place[0]}: {given} is not a token's number") from None
+        where = ".".join([*place, last])
+        raise RowError("bad_sampling", f"{where}: {first['msg']}, not {given}") from None
     if "" in spec.stop:
         raise RowError("bad_sampling", "stop: an empty text ends every generation at once")
-    if spec.max_new_tokens > MAX_NEW_TOKENS:  # one row must not ask for a plan that nothing fits
-        raise RowError("bad_sampling", f"max_new_tokens: the most are {MAX_NEW_TOKENS}")
+    if spec.max_new_tokens > openai.MAX_NEW_TOKENS:
+        raise RowError("bad_sampling", f"max_new_tokens: the most are {openai.MAX_NEW_TOKENS}")
     return spec
 
 

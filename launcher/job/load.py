@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from launcher.errors import Problem, SpecError
+from launcher.errors import LauncherError, Problem, SpecError
 from launcher.job import accelerate, tasks
 from launcher.job.nodes import MAX_VALUES, Node, parse
 from launcher.job.overrides import apply_overrides
 from launcher.job.paths import resolve_paths
 from launcher.job.problems import explain
-from launcher.job.redact import SECRET, redact, secret_problems
+from launcher.job.redact import SECRET, hidden_problems, redact, secret_problems
 from launcher.job.site import apply_site
 from launcher.job.slurm import SlurmSpec
 from launcher.job.source import MAX_BYTES, read_text
@@ -42,6 +42,12 @@ class LoadedSpec:
     def where(self, name: str) -> str:
         """The place of ``model.path`` and the like; of what surrounds it if it is not given."""
         return self._nearest(name).where
+
+    def placed(self, error: LauncherError) -> LauncherError:
+        """``error``, its ``where`` the place of the field that it names, if it names one."""
+        if error.where and error.where.partition(".")[0] in JobSpec.model_fields:
+            error.where = self.where(error.where)
+        return error
 
     def check_section(self, name: str, model: type[Model], value: Any) -> Model:
         """``value``, which stands at ``name`` (``parallel.options``), as ``model``.
@@ -98,8 +104,19 @@ def load_resolved(path: Path | str) -> JobSpec:
     # Longer than what it was made of: its paths are absolute, and every default is in it.
     text = read_text(Path(path), 64 * MAX_BYTES)
     root, problems = parse(text, str(path), 2 * MAX_VALUES)
+    return _told(root, typed(root, JobSpec, problems), problems)
+
+
+def checked(root: Node, problems: list[Problem]) -> dict[str, Any]:
+    """The fields of a JobSpec that ``root`` holds, nothing resolved. Raises SpecError with ``problems`` and all others."""
+    data: dict[str, Any] = typed(root, JobSpec, problems)
+    _told(root, data, problems)
+    return data
+
+
+def _told(root: Node, data: Any, problems: list[Problem]) -> JobSpec:
     try:
-        return _validated(root, typed(root, JobSpec, problems), problems)
+        return _validated(root, data, problems)
     except SpecError as error:
         raise _report(error.problems) from None
 
@@ -109,6 +126,8 @@ def _read(text: str, path: Path, overrides: Sequence[str]) -> tuple[JobSpec, Nod
     problems += secret_problems(text, str(path))
     problems += apply_overrides(root, overrides)
     problems += apply_site(root)
+    if not any(problem.what == SECRET for problem in problems):
+        problems += hidden_problems(root)
     data = resolve_paths(typed(root, JobSpec, problems), path.absolute().parent)
     if data.get("task") == tasks.SCRIPT:
         problems += accelerate.mistakes(root, data.get("accelerate"))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from launcher import environ
 from launcher.errors import Problem
-from launcher.job.nodes import MAX_PROBLEMS, place
+from launcher.job.nodes import MAX_PROBLEMS, Node, place
 
 BLACK = "[secret]"
 SECRET = "this looks like a secret, and specs are saved with the run"
@@ -49,6 +49,26 @@ def secret_problems(text: str, name: str) -> Iterator[Problem]:
     """What looks like a secret in the file ``name``, comments included: specs are copied whole."""
     for offset in sorted(_found(text)):
         yield Problem(place(name, text, offset), SECRET, SECRET_HINT)
+
+
+def hidden_problems(root: Node) -> Iterator[Problem]:
+    """Secrets that the text of a spec does not show: in what its escapes, and values of several lines, become."""
+    scalars = list(_scalars(root))
+    if has_secret("\n".join(text for text, _ in scalars)):
+        yield from (
+            Problem(where, SECRET, SECRET_HINT) for text, where in scalars if has_secret(text)
+        )
+
+
+def _scalars(node: Node) -> Iterator[tuple[str, str]]:
+    """Each key and value of text below, and its place."""
+    if isinstance(node.value, str):
+        yield node.value, node.where
+        return
+    if isinstance(node.value, dict):
+        yield from ((key, child.key_where) for key, child in node.value.items())
+    for child in node.value.values() if isinstance(node.value, dict) else node.value:
+        yield from _scalars(child)
 
 
 def redact(text: str) -> str:

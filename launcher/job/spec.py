@@ -48,7 +48,8 @@ class ModelSpec(Section):
         "auto", description="what weights are computed with; auto: as the checkpoint says"
     )
     attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="how transformers attends; flash_attention_2 is refused so far"
+        "sdpa",
+        description="how layers attend; flash_attention_2 takes the package flash-attn, CUDA GPUs and 16 bits",
     )
     trust_remote_code: bool = Field(
         False, description="run code that comes with the model; of a hub id only at a commit"

@@ -8,7 +8,7 @@ a rank of an attempt that was replaced can't add rows; every row ends up in exac
 from launcher.ledger.attempts import check_current, end_attempt, is_over, open_attempt, successor
 from launcher.ledger.claims import Chunk, Claims
 from launcher.ledger.journal import Journal
-from launcher.ledger.manifest import results, verify, write_manifest
+from launcher.ledger.manifest import read_manifest, results, verify, write_manifest
 from launcher.ledger.merge import Counts, merge
 from launcher.ledger.reader import Finished, finished_rows, missing_rows
 
@@ -25,6 +25,7 @@ __all__ = [
     "merge",
     "missing_rows",
     "open_attempt",
+    "read_manifest",
     "results",
     "successor",
     "verify",

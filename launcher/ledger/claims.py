@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import crash
-from launcher.errors import Busy
+from launcher.errors import Busy, RunFailed
 from launcher.input.files import told
 from launcher.input.index import InputIndex
 from launcher.ledger.attempts import is_over
@@ -33,12 +33,12 @@ class Claims:
     """The chunks for one rank of one attempt: first those that nobody had, then those of attempts that are over."""
 
     def __init__(self, run: Run, attempt: Attempt, rank: int) -> None:
-        """Reads all journals. Raises PreflightError if claims can't be made here."""
+        """Reads all journals. Raises RunFailed if claims can't be made here."""
         self._run, self._attempt = run, attempt
         self._index = InputIndex(run.input)
         self._finished = Finished(run, self._index).update()
         self._token = run.claimant(attempt, rank)
-        with told("cannot claim rows", run.claims):
+        with told("cannot claim rows", run.claims, kind=RunFailed):
             self._token.write_text(f"{attempt.name} r{rank}\n")
             crash.point("written", self._token)
             sync_file(self._token)
@@ -55,12 +55,12 @@ class Claims:
     def next(self) -> Chunk | None:
         """A chunk that is now this rank's, or None if there is none to be had at the moment.
 
-        Raises Busy if this attempt is over: a newer one is at work. Raises PreflightError when the
+        Raises Busy if this attempt is over: a newer one is at work. Raises RunFailed when the
         run directory fails.
         """
         if is_over(self._run, self._attempt):
             raise Busy(f"attempt {self._attempt.name} is over", where=str(self._run.path))
-        with told("cannot claim rows", self._run.claims):
+        with told("cannot claim rows", self._run.claims, kind=RunFailed):
             return self._fresh_chunk() or self._orphaned_chunk()
 
     def _fresh_chunk(self) -> Chunk | None:

@@ -9,19 +9,64 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from launcher.disk import REPLACED
+from launcher.errors import Damaged, RunFailed
 from launcher.input.files import told
 from launcher.input.index import InputIndex, id_digest
 from launcher.input.results import read_result
-from launcher.ledger.merge import Counts
+from launcher.ledger.merge import MAKE_ROOM, Counts
 from launcher.ledger.reader import missing_rows
 from launcher.run import Run, read_json, write_json
 
 MOST_PROBLEMS = 20
 
 
+class Rows(BaseModel):
+    """How many there are, and how many of them are in outputs.jsonl and errors.jsonl."""
+
+    total: int
+    ok: int
+    failed: int
+
+
+class Tokens(BaseModel):
+    """Of the rows that are ok."""
+
+    prompt: int
+    completion: int
+
+
+class Manifest(BaseModel):
+    """manifest.json. ``sha256`` by name of result file; ``input``: path, bytes and sha256 of each file."""
+
+    rows: Rows
+    tokens: Tokens
+    sha256: dict[str, str]
+    input: list[dict[str, Any]]
+
+
+def read_manifest(run: Run) -> dict[str, Any] | None:
+    """As Manifest says; None while the run is not complete. Raises Damaged where it is not what was written."""
+    found: dict[str, Any] | None = read_json(run.manifest)
+    try:
+        if found is not None:
+            Manifest.model_validate(found)
+    except ValidationError as error:
+        places = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors()}))
+        raise Damaged(
+            f"not a manifest: {places}",
+            where=str(run.manifest),
+            cause=REPLACED,
+            fix=f"remove it; launcher resume {run.path} then writes it anew",
+        ) from None
+    return found
+
+
 def write_manifest(run: Run, counts: Counts) -> None:
-    """Declare the run complete: call it when all other files are there. Raises PreflightError."""
-    with told("cannot write the manifest", run.path, "make room there; nothing is lost"):
+    """Declare the run complete: call it when all other files are there. Raises RunFailed."""
+    with told("cannot write the manifest", run.path, MAKE_ROOM, RunFailed):
         index = InputIndex(run.input) if run.has_rows else None
         manifest = {
             "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
@@ -38,7 +83,10 @@ def verify(run: Run) -> list[str]:
     Every row is in exactly one result file, in input order, under its id; the files are those that the
     manifest names.
     """
-    manifest = read_json(run.manifest)
+    try:
+        manifest = read_manifest(run)
+    except Damaged as error:
+        return [str(error)]
     if manifest is None:
         return [_not_complete(run)]
     if not run.has_rows:
@@ -63,7 +111,7 @@ def _problems(run: Run, manifest: dict[str, Any], index: InputIndex) -> Iterator
     if absent:
         return
     for path in results(run):
-        if _sha256(path) != manifest["sha256"][path.name]:
+        if _sha256(path) != manifest["sha256"].get(path.name):
             yield f"{path.name} is not the file that the manifest names"
     if manifest["input"] != _input(index):
         yield "the manifest names another input than the run's index"
@@ -108,7 +156,7 @@ def _results(path: Path, form: str) -> Iterator[tuple[int, str, str]]:
             where = f"{path.name}:{number}"
             try:
                 yield *read_result(line, form), where
-            except ValueError:
+            except (ValueError, OverflowError, RecursionError):
                 yield -1, "", where
 
 

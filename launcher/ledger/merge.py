@@ -9,15 +9,17 @@ from pathlib import Path
 
 from launcher import logs
 from launcher.disk import sweep
-from launcher.errors import PreflightError
+from launcher.errors import RunFailed
 from launcher.input.files import Readers, told
 from launcher.input.index import InputIndex, Kind
-from launcher.input.results import Record, decode_line, read_head, result_row
+from launcher.input.results import Record, decode_line, error_row, read_head, result_row
 from launcher.ledger.attempts import Fences
 from launcher.ledger.reader import Scan
 from launcher.ledger.table import write_table
 from launcher.records import Failure
 from launcher.run import Run, create_exclusive, publish, read_json, sync_file
+
+MAKE_ROOM = "make room there, then launcher resume; nothing is lost"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def merge(run: Run) -> Counts | None:
     """Write outputs.jsonl, errors.jsonl and, if asked for, outputs.parquet; None, and nothing written, if rows are missing.
 
     The first merge that finds every row notes how far it read each journal. From then on nothing that
-    anybody appends is looked at, so all merges write the same bytes. Raises PreflightError.
+    anybody appends is looked at, so all merges write the same bytes. Raises RunFailed.
     """
     index = InputIndex(run.input)
     noted = read_json(run.merged)
@@ -46,7 +48,7 @@ def merge(run: Run) -> Counts | None:
         noted, found = None, _Found(run, index, None)
     if found.missing:
         return None
-    with told("cannot merge the results", run.path, "make room there; nothing is lost"):
+    with told("cannot merge the results", run.path, MAKE_ROOM, RunFailed):
         if noted is None:
             own = found.note()
             first = own if create_exclusive(run.merged, json.dumps(own)) else read_json(run.merged)
@@ -85,9 +87,7 @@ class _Found:
         path: Path = self.scans[self._scan[row]].path
         line = readers.read(path, self._offset[row], self._length[row])
         if read_head(line) is None:
-            raise PreflightError(
-                f"the record of row {row} changed while it was read", where=str(path)
-            )
+            raise RunFailed(f"the record of row {row} changed while it was read", where=str(path))
         return line
 
 
@@ -106,7 +106,7 @@ def _write(run: Run, index: InputIndex, found: _Found) -> Counts:
             record = decode_line(line)
             facts = _facts(index, record) if form == "openai" else {}
             if isinstance(record, Failure):
-                bad.write(result_row(line, record, form, facts))
+                bad.write(error_row(record, index.place(row), form, facts))
             else:
                 good.write(result_row(line, record, form, facts))
                 ok += 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.measure.spans import COMPUTE, LOADING
-from launcher.measure.timeline import Intervals, Timeline, compute_window
+from launcher.measure.timeline import Intervals, Spans, Timeline, compute_window
 
 SHARES = ("busy", "transfer", "weights", "bubble", "host_gap", "no_work")
 BUSY, TRANSFER, WEIGHTS, BUBBLE, HOST_GAP, NO_WORK = range(len(SHARES))
@@ -60,9 +60,9 @@ def paint(timelines: Sequence[Timeline], until: float | None = None) -> Painting
     - transfer: bytes move to or from it;
     - weights: it waits for weights;
     - no work: its last work is over;
-    - bubble: another stage of the replica computes;
+    - bubble: another stage of the replica computes; another shard of the same stage is none;
     - no work: the replica has no request left (a ``no_work`` span on any of its ranks);
-    - host gap: nobody computes though there is work.
+    - host gap: no other stage computes, and this one does not though there is work.
 
     Spans may overlap.
     """
@@ -73,14 +73,15 @@ def paint(timelines: Sequence[Timeline], until: float | None = None) -> Painting
     covers = [timeline.covered(begin, end) for timeline in timelines]
     edges = _edges(timelines, covers, begin, end)
     known = np.logical_and.reduce([_active(edges, cover) for cover in covers])
-    computing = _active(edges, *(_times(timeline, COMPUTE) for timeline in timelines))
-    idle = np.full(len(known), HOST_GAP, np.uint8)
-    idle[_active(edges, *(_times(timeline, ("no_work",)) for timeline in timelines))] = NO_WORK
-    idle[computing] = BUBBLE
-    states = {
-        (timeline.rank, stage): _paint(idle.copy(), edges, timeline, stage)
+    units = [
+        (timeline, stage)
         for timeline in timelines
         for stage in np.unique(timeline.select(*COMPUTE, "transfer", "weights")["stage"]).tolist()
+    ]
+    idle = {stage: _idle(edges, timelines, stage) for _, stage in units}
+    states = {
+        (timeline.rank, stage): _paint(idle[stage].copy(), edges, timeline, stage)
+        for timeline, stage in units
     }
     return Painting(edges, known, states)
 
@@ -88,6 +89,16 @@ def paint(timelines: Sequence[Timeline], until: float | None = None) -> Painting
 def shares(seconds: Seconds) -> dict[str, float]:
     """The parts of ``seconds`` by name, as fractions of their sum."""
     return dict(zip(SHARES, (seconds / seconds.sum()).tolist(), strict=True))
+
+
+def _idle(edges: NDArray[Any], timelines: Sequence[Timeline], stage: int) -> NDArray[np.uint8]:
+    """What it is between the edges that ``stage`` does nothing."""
+    states = np.full(len(edges) - 1, HOST_GAP, np.uint8)
+    states[_active(edges, *(_times(timeline, ("no_work",)) for timeline in timelines))] = NO_WORK
+    computing = (timeline.select(*COMPUTE) for timeline in timelines)
+    others = (spans[spans["stage"] != stage] for spans in computing)
+    states[_active(edges, *map(_begin_and_end, others))] = BUBBLE
+    return states
 
 
 def _paint(
@@ -110,6 +121,10 @@ def _times(timeline: Timeline, kinds: Sequence[str], stage: int | None = None) -
     spans = timeline.select(*kinds)
     if stage is not None:
         spans = spans[spans["stage"] == stage]
+    return _begin_and_end(spans)
+
+
+def _begin_and_end(spans: Spans) -> Intervals:
     return np.stack([spans["start"], spans["end"]], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""sdpa in pieces: rows that lie end to end attend each to its own part of the cache, where it is stored.
+"""Attention in pieces: rows that lie end to end attend each to its own part of the cache, where it is stored.
 
 Rows that feed one token go in groups of similar length, so that short rows do not pay for a long one; their query
 heads that share a KV head go as the queries of that one head.
@@ -6,7 +6,9 @@ heads that share a KV head go as the queries of that one head.
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from launcher.errors import PreflightError
+from launcher.model import flash
 
-NAME = "launcher_sdpa"
+# transformers takes every name with "flash" in it for its own kernels, and makes masks for those.
+NAME, FA2 = "launcher_sdpa", "launcher_fa2"
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of a pass in the order of its tokens, and how many numbers their masks have."""
+    """The pieces of a pass in the order of its tokens, and how many numbers their masks have. ``ends``: how many
+    positions each token (t,) sees where flash attention does without masks; else None."""
 
     parts: list[Piece]
     numbers: int
+    ends: torch.Tensor | None = None
+
+
+# Of the pass in progress. Not among the arguments of the model, whose layers need not hand those on.
+_pieces: ContextVar[Pieces | None] = ContextVar("pieces", default=None)
+
+
+@contextlib.contextmanager
+def attending(pieces: Pieces) -> Iterator[None]:
+    """In its context a model that ``use_pieces`` has prepared attends in these."""
+    before = _pieces.set(pieces)
+    try:
+        yield
+    finally:
+        _pieces.reset(before)
 
 
 def attend_in_pieces(
@@ -51,36 +71,32 @@ def attend_in_pieces(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    pieces: Pieces | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """(1, t, heads, width) for queries (1, heads, t, width), and keys and values as they are stored, (rows, kv heads,
-    positions, width). ``attention_mask`` is flat, (1, 1, 1, n). Without ``pieces`` it is transformers' sdpa.
+    positions, width). ``attention_mask`` is flat, (1, 1, 1, n). Out of ``attending`` it is transformers' sdpa.
 
     Raises PreflightError for a model that does not hand the mask on as it is.
     """
+    pieces = _pieces.get()
     if pieces is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
+    name = type(module).__name__
     numbers = -1 if attention_mask is None else attention_mask.numel()
     if attention_mask is None or numbers != pieces.numbers:
-        raise PreflightError(
-            f"{type(module).__name__} changes its attention mask",
-            where="model.attention",
-            fix="set model.attention to eager",
-        )
-    flat = attention_mask[0, 0, 0]
-    results = [
-        _attend(
-            module,
-            query[:, :, part.queries],
-            key[part.rows, :, : part.length],
-            value[part.rows, :, : part.length],
-            None if part.mask is None else flat[part.mask],
-            options,
-        )
-        for part in pieces.parts
-    ]
+        raise _refused(f"{name} changes its attention mask")
+    if pieces.ends is None and options.get("softcap"):
+        raise _refused(f"{name} caps its scores, which flash attention can't do where rows branch")
+    flat, results = attention_mask[0, 0, 0], []
+    for part in pieces.parts:
+        own = query[:, :, part.queries]
+        keys, values = (stored[part.rows, :, : part.length] for stored in (key, value))
+        if pieces.ends is not None:
+            results.append(flash.attend(own, keys, values, pieces.ends[part.queries], options))
+        else:
+            mask = None if part.mask is None else flat[part.mask]
+            results.append(_attend(module, own, keys, values, mask, options))
     return results[0] if len(results) == 1 else torch.cat(results, dim=1), None
 
 
@@ -126,15 +142,26 @@ def _attend_on_cpu(
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
+def _refused(what: str) -> PreflightError:
+    return PreflightError(what, where="model.attention", fix="set model.attention to eager")
+
+
 def use_pieces(model: Any) -> bool:
-    """Make ``model`` attend in pieces if it can: with sdpa, and handing on what it is called with."""
-    known = inspect.signature(type(model).forward).parameters.values()
-    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known)
-    if model.config._attn_implementation not in ("sdpa", NAME):
-        return False
-    if not (hands_on and model._supports_attention_backend):
-        return False
-    AttentionInterface.register(NAME, attend_in_pieces)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)
+    """Make ``model`` attend in pieces if it can: with sdpa, or as ``use_flash`` has said."""
+    used = model.config._attn_implementation
+    if used == "sdpa" and model._supports_attention_backend:
+        used = _set(model, NAME)
+    return used in (NAME, FA2)
+
+
+def use_flash(model: Any) -> None:
+    """Make ``model`` attend in pieces with flash attention. Raises PreflightError if it can't."""
+    flash.check(model)
+    _set(model, FA2)
+
+
+def _set(model: Any, name: str) -> str:
+    AttentionInterface.register(name, attend_in_pieces)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)
+    return str(model.config._attn_implementation)

@@ -1,8 +1,9 @@
 """Loading a model onto one device: each parameter is read straight into the memory where it stays.
 
 transformers' loader maps files into memory, from where bytes are copied one page fault at a time, with more of the
-file read than is asked for, and holds fused weights twice. This reads exactly a rank's own bytes, in the order in which
-they lie in the files. Where a model has to be loaded otherwise, transformers does it.
+file read than is asked for, and holds fused weights twice. This reads a rank's own bytes, in the order in which
+they lie in the files; of a parameter that is a DTensor this rank's part (part.py). Where a model has to be loaded
+otherwise, transformers does it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from launcher import logs
 from launcher.job.spec import ModelSpec
+from launcher.model.part import Part, load_part
 from launcher.model.recipe import NotEndToEnd, Recipe, recipes
 from launcher.model.weight_files import WeightFiles
 from launcher.model.weights import Loading, attention_of, load_config, load_model, settled
@@ -27,7 +29,8 @@ READERS = 2  # threads: one waits for the disk while the other one fills fresh m
 
 
 def load(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
-    """What ``load_model`` gives, and raises what it does; read directly where all of it goes to one device."""
+    """What ``load_model`` gives, and raises what it does; read directly where all of it goes to one device. A parameter
+    that ``kind`` makes a DTensor is a plain tensor then: this rank's part."""
     places = set((loading.device_map or {"": "cpu"}).values())
     path = Path(spec.path)
     if len(places) > 1 or "disk" in places or not path.is_dir():
@@ -41,7 +44,8 @@ def load(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
         logs.get_logger().info("transformers loads this model: %s", why)
         return load_model(spec, loading, kind)
     names = [source.tensor.file for recipe in found.values() for source in recipe.sources]
-    files = WeightFiles(path, names)
+    shared = any(map(Part.of, model.state_dict(keep_vars=True).values()))
+    files = WeightFiles(path, names, ahead=not shared)
     try:
         _read(model, found, files, device)
     finally:
@@ -88,6 +92,8 @@ def _fill_buffers(model: Any, device: torch.device) -> None:
         for name in own:
             module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if own:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = True  # it is read: draw nothing
             with torch.no_grad():
                 model._init_weights(module)
 
@@ -104,8 +110,12 @@ def _read(
         targets.setdefault(id(state[key]), []).append((model.get_submodule(parent), name))
         recipe_of[id(state[key])] = recipe
 
+    parts = {id(held): Part.of(held) for held in state.values()}
+
     def fill(identity: int) -> None:
-        value = nn.Parameter(files.load(recipe_of[identity], device), requires_grad=False)
+        recipe, part = recipe_of[identity], parts[identity]
+        found = load_part(files, recipe, part, device) if part else files.load(recipe, device)
+        value = nn.Parameter(found, requires_grad=False)
         for module, name in targets[identity]:
             put(module, name, value)
 

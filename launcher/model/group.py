@@ -56,6 +56,11 @@ class TensorGroup:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def spread(self) -> bool:
+        """Whether its ranks are on several hosts, each of which reads files for itself."""
+        return len({name.partition(" on ")[2] for name in self.names}) > 1
+
     def add_up(self, partial: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's ``partial``, in its place; the same on all of them, bit for bit."""
         shared = self.shared

@@ -28,8 +28,8 @@ class Ragged:
     pieces: Pieces
 
     @classmethod
-    def of(cls, step: Step, cache: SlotCache, masks: Masks) -> Ragged:
-        """Moves rows in ``cache``, so that those that attend together lie together."""
+    def of(cls, step: Step, cache: SlotCache, masks: Masks, bare: bool = False) -> Ragged:
+        """Moves rows in ``cache``, so that those that attend together lie together. ``bare``: without masks."""
         slots, starts, counts = step.slots.tolist(), step.starts.tolist(), step.counts.tolist()
         branches = step.scoring is not None
         single = [row for row in range(len(slots)) if counts[row] == 1 and not branches]
@@ -50,7 +50,7 @@ class Ragged:
         parts, done, numbers = [], 0, 0
         for span, first in zip(spans, _firsts([*map(len, groups), *map(len, alone)]), strict=True):
             place = access.rows[first]
-            needs = span.ragged or not masks.is_causal(span.length)
+            needs = not bare and (span.ragged or not masks.is_causal(span.length))
             size = span.tokens * span.length if needs else 0
             parts.append(
                 Piece(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from launcher.model.attention import use_pieces
+from launcher.model.attention import FA2, attending, use_pieces
 from launcher.model.cache import Packed, SlotCache, Together
 from launcher.model.head import Head, log_probabilities
 from launcher.model.held import weights_bytes
@@ -44,6 +44,7 @@ class StageRunner:
         self._first, self._last, self._pack = first, last, pack
         self._most = batch.slots  # logits that are held at once: as many as drawing takes
         self._in_pieces = use_pieces(model)
+        self._flash = model.config._attn_implementation == FA2
         self._masks = Masks(model.config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         layers = model.config.get_text_config().num_hidden_layers
@@ -99,7 +100,8 @@ class StageRunner:
 
     def _ragged(self, cache: SlotCache, step: Step, inputs: torch.Tensor) -> torch.Tensor:
         """All rows in one pass. ``inputs``: the step's tokens (t,) or hidden states (t, d)."""
-        layout = Ragged.of(step, cache, self._masks)
+        flash = self._flash and step.scoring is None  # whose kernels know no branches
+        layout = Ragged.of(step, cache, self._masks, flash)
         queries = Queries.of(layout.places(), step, self.device)
         tokens = layout.tokens()
         moved = bool((tokens.diff() != 1).any())
@@ -108,10 +110,11 @@ class StageRunner:
         mask = layout.mask(self._masks, queries, self.dtype)
         ends = self._send(layout.ends()) if self._last else None
         cache.begin(layout.access)
-        options = {"pieces": layout.pieces}
-        result = self._forward(
-            cache, self._send(inputs)[None], queries.positions[None], mask, ends, options
-        )
+        sees = queries.positions + 1 if flash else None
+        with attending(replace(layout.pieces, ends=sees)):
+            result = self._forward(
+                cache, self._send(inputs)[None], queries.positions[None], mask, ends
+            )
         if moved and not self._last:
             result = result[:, self._send(tokens.argsort())]
         return result[0]
@@ -194,19 +197,17 @@ class StageRunner:
         positions: torch.Tensor,
         mask: Mask | None,
         ends: torch.Tensor | None = None,
-        options: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Hidden states (b, q, d), or on the last stage logits (b, q, vocabulary), of ``ends`` alone where they are
         given. ``inputs`` are tokens (b, q) or hidden states (b, q, d)."""
-        if ends is not None and self._keeps_logits:
-            options = {**(options or {}), "logits_to_keep": ends}
+        keeps = ends is not None and self._keeps_logits
         output = self._body(
             **{"input_ids" if self._first else "inputs_embeds": inputs},
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **(options or {}),
+            **({"logits_to_keep": ends} if keeps else {}),
         )
         result: torch.Tensor = output.logits if self._last else output.last_hidden_state
         return result if ends is None or self._keeps_logits else result[:, ends]

@@ -3,7 +3,7 @@
 The library says for each of its models how every weight is cut (``_tp_plan``, the styles that
 DistributedConfig(tp_size=N) applies), and of a parameter that is a DTensor its loader reads this rank's part
 alone. What runs afterwards is ours: plain tensors in plain modules, whose linear layers can be packed and whose
-exchanges are timed and name the ranks that fail. Beside tensor_parallel_backend.py, which cuts by the same plan, no file
+exchanges are timed and name the ranks that fail. Beside tensor_parallel_backend.py, which cuts by the same plan, and launcher/plan/cuts.py, no file
 knows the library's styles; they are the same under transformers 5.17 and 5.23.
 """
 
@@ -21,18 +21,20 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from launcher.errors import PreflightError
 from launcher.model.group import TensorGroup, share
+from launcher.plan.cuts import (
+    COLUMNS,
+    EMBEDDING,
+    EXPERTS,
+    FUSED,
+    GATHERED,
+    ROWS,
+    SPLIT,
+    WHOLE,
+    why_uncut,
+)
 from launcher.plan.dims import Dims
 from launcher.plan.shards import heads_are_whole
 
-COLUMNS = "colwise"  # this rank computes a part of the outputs
-ROWS = "rowwise"  # it has a part of the inputs, and the ranks' results are added up
-GATHERED = ("colwise_gather_output", "colwise_rep")  # as COLUMNS, and all ranks get all outputs
-SPLIT = ("rowwise_split_input", "rowwise_rep")  # as ROWS, from the whole input
-FUSED = "packed_colwise"  # two weights end to end, of each of them a part
-EXPERTS = "moe_tp_experts"  # a part of every expert: the ranks' results are added up
-EMBEDDING = "embedding_rowwise"  # every rank knows a part of the tokens
-WHOLE = ("replicated_with_grad_allreduce", "replicate")
-KNOWN = {COLUMNS, ROWS, *GATHERED, *SPLIT, FUSED, EXPERTS, EMBEDDING, *WHOLE}
 # Where the heads can't be shared by the ranks, attention is computed by each of them and only its projections are cut.
 ALL_HEADS = {COLUMNS: GATHERED[0], ROWS: SPLIT[0]}
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -54,13 +56,17 @@ class Sharding:
         dims = Dims.of(model.config.to_dict())
         self._styles = styles_of(model, heads_are_whole(dims, len(self.group)))
         mesh = DeviceMesh.from_group(self.group.handle, self.group.device)
+        parts: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay one tensor
         for name, module in model.named_modules():
             for own, parameter in module._parameters.items():
                 style = self._styles.get(f"{name}.{own}") or self._styles.get(name)
                 placement = placement_of(style, own, parameter)
-                if placement is not None:
+                if placement is None:
+                    continue
+                if parameter not in parts:
                     part = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
-                    module._parameters[own] = nn.Parameter(part, requires_grad=False)
+                    parts[parameter] = nn.Parameter(part, requires_grad=False)
+                module._parameters[own] = parts[parameter]
 
     def settle(self, model: Any) -> None:
         """Make the model that was loaded one that runs: plain tensors, and modules that exchange their results."""
@@ -131,10 +137,8 @@ class KnownTokens(nn.Module):
 def styles_of(model: Any, all_heads: bool) -> dict[str, str]:
     """The style of every module and parameter that the library's plan names, and of the embedding."""
     plan = dict(model._tp_plan or {})
-    if not any("*" in name for name in plan):
-        raise _unknown(model, "transformers has no plan for its layers")
-    if strange := sorted(set(plan.values()) - KNOWN):
-        raise _unknown(model, f"transformers' plan for it has {', '.join(strange)}")
+    if reason := why_uncut(plan):
+        raise _unknown(model, reason)
     embedding = model.get_input_embeddings()
     styles = {}
     for name, module in _named(model):

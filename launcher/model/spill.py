@@ -16,6 +16,7 @@ import torch
 
 from launcher.errors import LauncherError
 from launcher.model.cache import SlotCache, SlotLayer
+from launcher.plan.hardware import in_memory
 from launcher.plan.sizes import gib
 
 Name = tuple[int, int, int, str]  # block, group, layer, keys or values
@@ -100,7 +101,7 @@ class FileSpill(Spill):
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise self._failed(error) from error
-        if _is_memory(self._folder):
+        if in_memory(self._folder):
             raise LauncherError(
                 "the KV cache is to be kept on disk, and this folder is in memory",
                 where=str(self._folder),
@@ -163,13 +164,3 @@ class FileSpill(Spill):
             fix="make room there, or set parallel.options.spill_dir to a folder on another disk; "
             "then launcher resume",
         )
-
-
-def _is_memory(folder: Path) -> bool:
-    """Whether ``folder`` is on a filesystem that has no disk."""
-    best, kind = "", ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, place, found, *_ = line.split()
-        if folder.resolve().is_relative_to(place) and len(place) >= len(best):
-            best, kind = place, found
-    return kind in ("tmpfs", "ramfs")

@@ -59,17 +59,13 @@ def load_stage(
     config = load_config(spec)
     kind = _stage_class(_class_of(config), part, sharding)
     loading = Loading(dtype, {"": device})
-    model = load(spec, loading, kind) if sharding is None else load_model(spec, loading, kind)
+    # What the page cache of one host has for all ranks is mapped by transformers' loader, which copies less.
+    shared = sharding is not None and not sharding.group.spread
+    model = load_model(spec, loading, kind) if shared else load(spec, loading, kind)
     if sharding is not None:
         sharding.settle(model)
-    if len(part) == total:
-        return model
-    decoder = decoder_of(model)
-    name, kept = layers_of(decoder, len(part))
-    # While loading they had their names in the checkpoint; code that runs numbers them from 0.
-    setattr(decoder, name, nn.ModuleList(kept))
-    cut_config(decoder.config, part.first, part.last)
-    check_ends(decoder, name, model.dtype, model.device)
+    if len(part) < total:
+        _renumber(model, part)
     return model
 
 
@@ -111,15 +107,16 @@ def _stage_class(whole: type, part: _Part, sharding: Sharding | None) -> type:
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)  # type: ignore[misc]
         if len(part) < part.total:
-            _prune(self, part)
+            self.layers_name = _prune(self, part)
         if sharding is not None:
             sharding.cut(self)
 
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 
 
-def _prune(model: Any, part: _Part) -> None:
-    """Take away what other stages have. Layers keep their names, which are those in the checkpoint."""
+def _prune(model: Any, part: _Part) -> str:
+    """Take away what other stages have. Layers keep their names, which are those in the checkpoint; the result is that
+    of their list, which can't be told by its length any more."""
     if reason := can_split(model.config.to_dict(), model.state_dict()):
         raise unsplittable(model.config, reason)
     decoder = decoder_of(model)
@@ -135,6 +132,15 @@ def _prune(model: Any, part: _Part) -> None:
     for number in others:
         del getattr(decoder, name)._modules[str(number)]
     _forget(model, gone)
+    return name
+
+
+def _renumber(model: Any, part: _Part) -> None:
+    """While loading, layers had their names in the checkpoint; code that runs numbers them from 0."""
+    decoder, name = decoder_of(model), model.layers_name
+    setattr(decoder, name, nn.ModuleList(getattr(decoder, name)._modules.values()))
+    cut_config(decoder.config, part.first, part.last)
+    check_ends(decoder, name, model.dtype, model.device)
 
 
 def _forget(model: Any, gone: list[str]) -> None:

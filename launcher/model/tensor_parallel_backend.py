@@ -33,6 +33,7 @@ from launcher.model.packed import pack_linears
 from launcher.model.runner import StageRunner
 from launcher.model.step import Step
 from launcher.model.weights import Loading, load_model
+from launcher.plan import cuts
 from launcher.plan.dims import Dims
 from launcher.plan.plan import Plan
 from launcher.plan.shards import heads_are_whole
@@ -171,11 +172,11 @@ def _rules(model: Any, exchanges: Exchanges, package: ModuleType) -> dict[str, d
     for name, module in model.named_modules():
         style, pattern = styles.get(name), _pattern(name)
         tied = module is not embedding and _weight(module) is _weight(embedding)
-        if style in (sharding.ROWS, *sharding.SPLIT, sharding.EXPERTS) or tied:
+        if style in (cuts.ROWS, *cuts.SPLIT, cuts.EXPERTS) or tied:
             outputs[pattern] = add_up
-        elif style in (*sharding.GATHERED, sharding.EMBEDDING):
+        elif style in (*cuts.GATHERED, cuts.EMBEDDING):
             outputs[pattern] = gather
-        if style in sharding.SPLIT or tied:
+        if style in cuts.SPLIT or tied:
             inputs[pattern] = split
         for own, parameter in module._parameters.items():
             if parameter is None or (tied and own == "weight"):
@@ -188,9 +189,9 @@ def _rules(model: Any, exchanges: Exchanges, package: ModuleType) -> dict[str, d
 
 def _action(style: str | None, own: str, parameter: nn.Parameter, count: int, actions: Any) -> Any:
     """Which part of a parameter a shard has; None where it has all of it."""
-    if style == sharding.EMBEDDING:
+    if style == cuts.EMBEDDING:
         return actions.Split(count, dim=1)
-    if style in (sharding.ROWS, *sharding.SPLIT) and own == "bias":
+    if style in (cuts.ROWS, *cuts.SPLIT) and own == "bias":
         return actions.Scale(count)  # every shard adds it
     placement: Any = sharding.placement_of(style, own, parameter)
     if placement is None:

@@ -41,26 +41,29 @@ class WeightFiles:
     """The files of ``folder``, opened once, so that one that is deleted under way is still whole here.
 
     ``keep`` False lets the page cache go behind each read: a model larger than memory is never found there
-    again, and would only push out what others use. ``bytes_read`` and ``seconds`` count what was read.
+    again, and would only push out what others use. ``ahead`` False has the system read no more than is asked for:
+    what follows is another rank's. ``bytes_read`` and ``seconds`` count what was read.
     """
 
-    def __init__(self, folder: Path, files: Iterable[str], keep: bool = True) -> None:
+    def __init__(
+        self, folder: Path, files: Iterable[str], keep: bool = True, ahead: bool = True
+    ) -> None:
         self.bytes_read, self.seconds = 0, 0.0
         self._keep, self._folder = keep, folder
         self._lock = threading.Lock()
-        self._files = {name: _File(folder / name) for name in sorted(set(files))}
+        self._files = {name: _File(folder / name, ahead) for name in sorted(set(files))}
 
-    def fill(self, recipe: Recipe, target: torch.Tensor) -> None:
-        """Put the parameter of ``recipe`` into ``target``, numel elements of its dtype on the CPU.
+    def fill(self, recipe: Recipe, target: torch.Tensor, first: int = 0) -> None:
+        """Put the parameter of ``recipe`` into ``target``, elements of its dtype on the CPU: all of it, or as many
+        as there is room for from element ``first`` on.
 
         Raises WeightsError naming the file that can't be read, is cut short or has changed.
         """
         for source in recipe.sources:
-            part = target[source.at : source.at + source.tensor.numel]
-            if source.dtype == target.dtype:
-                self.read(source.tensor, part)
-            else:
-                self._read_cast(source, part)
+            begin = max(first, source.at)
+            end = min(first + len(target), source.at + source.tensor.numel)
+            if begin < end:
+                self._fill(source, begin - source.at, target[begin - first : end - first])
 
     def load(self, recipe: Recipe, device: torch.device) -> torch.Tensor:
         """The parameter of ``recipe`` on ``device``. Raises what ``fill`` does."""
@@ -110,26 +113,27 @@ class WeightFiles:
         found = torch.empty(len(rows), width, dtype=source.dtype)
         size = width * source.dtype.itemsize
         for place, row in enumerate(rows):
-            self._read(source.tensor, row * size, found[place])
+            self.read(source.tensor, row * size, found[place])
         return found
-
-    def read(self, tensor: TensorInfo, target: torch.Tensor) -> None:
-        """The bytes of ``tensor`` as they are."""
-        self._read(tensor, 0, target)
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
 
-    def _read_cast(self, source: Source, target: torch.Tensor) -> None:
+    def _fill(self, source: Source, first: int, target: torch.Tensor) -> None:
+        """``target`` with the elements of ``source`` from ``first`` on."""
         size = source.dtype.itemsize
+        if source.dtype == target.dtype:
+            self.read(source.tensor, first * size, target)
+            return
         scratch = torch.empty(min(CHUNK // size, len(target)), dtype=source.dtype)
         for begin in range(0, len(target), len(scratch)):
             part = target[begin : begin + len(scratch)]
-            self._read(source.tensor, begin * size, scratch[: len(part)])
+            self.read(source.tensor, (first + begin) * size, scratch[: len(part)])
             part.copy_(scratch[: len(part)])
 
-    def _read(self, tensor: TensorInfo, offset: int, target: torch.Tensor) -> None:
+    def read(self, tensor: TensorInfo, offset: int, target: torch.Tensor) -> None:
+        """The bytes of ``tensor`` from byte ``offset`` on, as they are."""
         began = time.perf_counter()
         view = target.view(torch.uint8).numpy().data
         self._files[tensor.file].read(view, tensor.begin + offset, self._keep)
@@ -144,10 +148,12 @@ class WeightFiles:
 class _File:
     """One file; its offsets are counted from behind its header."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ahead: bool) -> None:
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if not ahead:
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
             self._base = 8 + int(struct.unpack("<Q", os.pread(self._fd, 8, 0))[0])
             self._made = self._stamp()
         except (OSError, struct.error) as error:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from launcher import logs
 from launcher.errors import PreflightError, WeightsError
 from launcher.job.spec import ModelSpec
+from launcher.model.attention import use_flash
 from launcher.plan.checkpoint import Checkpoint
 
 
@@ -73,13 +74,16 @@ def load_model(spec: ModelSpec, loading: Loading, kind: Any = None) -> Any:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
-        raise _refused(spec.path, error) from error
+        raise _not_offloaded(loading, error) or _refused(spec.path, error) from error
     check_loaded(spec.path, model, info)
     return settled(model, spec)
 
 
 def settled(model: Any, spec: ModelSpec) -> Any:
-    """``model`` in eval mode, attending as ``spec`` says where it can."""
+    """``model`` in eval mode, attending as ``spec`` says where it can. Raises PreflightError where flash can't be had."""
+    if spec.attention == "flash_attention_2":
+        use_flash(model)
+        return model.eval()
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         # sdpa leaves the caps out, in older versions without a word.
         model.set_attn_implementation("eager")
@@ -91,12 +95,6 @@ def settled(model: Any, spec: ModelSpec) -> Any:
 
 def attention_of(spec: ModelSpec) -> str | None:
     """None lets the model choose: sdpa, or eager where the model has something that sdpa lacks."""
-    if spec.attention == "flash_attention_2":
-        raise PreflightError(
-            "flash_attention_2 is not supported yet",
-            where="model.attention",
-            fix="set model.attention to sdpa",
-        )
     return "eager" if spec.attention == "eager" else None
 
 
@@ -133,6 +131,21 @@ def _belongs(model: Any, key: str) -> bool:
         return isinstance(getattr(model.get_submodule(parent), "weight", None), torch.Tensor)
     except AttributeError:
         return False
+
+
+def _not_offloaded(loading: Loading, error: Exception) -> PreflightError | None:
+    """What is wrong with the folder for weights on disk, where ``error`` is about it."""
+    place, folder = getattr(error, "filename", None), Path(loading.offload_dir or "")
+    if not (isinstance(error, OSError) and isinstance(place, str) and loading.offload_dir):
+        return None
+    if not (folder.is_relative_to(place) or Path(place).is_relative_to(folder)):
+        return None
+    return PreflightError(
+        f"weights can't be kept on disk: {error.strerror}",
+        where=place,
+        cause="parallel.options.offload_dir can't be made or written on this host",
+        fix="set it to a folder on a disk of the node that you may write to",
+    )
 
 
 def _refused(path: str, error: Exception) -> PreflightError:

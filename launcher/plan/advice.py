@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from launcher.job.spec import strategy_names
 from launcher.plan.machines import Machines
-from launcher.plan.mapped import MappedReplica
+from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import Share
 from launcher.plan.plan import Batch
 from launcher.plan.replica import Replica
 from launcher.plan.sizes import gib
+from launcher.plan.subject import Subject
 
 FEW_SLOTS = 8  # a batch that is worth a copy of the weights
 
@@ -76,6 +77,29 @@ def waste(
         *found,
         *(_spilled(s) for s in busy if s.device == "disk" or (s.device == "cpu" and used)),
     ]
+
+
+def unused(machines: Machines, ranks_per_node: int, parts: str) -> list[str]:
+    """GPUs beyond those that ranks have one each of; ``parts``: what there could be more of."""
+    over = machines.gpus_per_node - ranks_per_node if machines.device == "cuda" else 0
+    if not over:
+        return []
+    verb = "stays" if over == 1 else "stay"
+    return [f"{gpus(over)} of each node {verb} empty: more {parts} would use them"]
+
+
+def enough_gpus(subject: Subject) -> list[str]:
+    """How many GPUs would hold a replica with its cache, where one does not."""
+    machines = subject.machines
+    if machines.gpu is None:
+        return []
+    one = MappedReplica(
+        subject.model, Split("sequential"), 1, machines.gpu.memory_bytes, machines.host_bytes
+    )
+    needed = one.gpus_needed(one.fit(subject.largest_batch(), subject.spec.batch).batch)
+    if needed is None or needed == 1:
+        return []
+    return [f"{needed} GPUs like these per replica would do without streaming"]
 
 
 def slow_dtype(machines: Machines, dtype: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,43 +14,37 @@ from typing import Any, TypeVar
 from launcher.errors import WeightsError
 from launcher.plan.complete import missing_tensors, surplus_tensors, wrong_shapes
 from launcher.plan.dims import Config, Dims, text_config
-from launcher.plan.headers import (
-    MAX_HEADER_BYTES,
-    TensorInfo,
-    check_header,
-    inside,
-    parse_json,
-    read_header,
-)
+from launcher.plan.folder import has_weights, merge, no_weights, read_object, read_tensors, some
+from launcher.plan.headers import TensorInfo, check_header
 from launcher.plan.outline import HEAD, Outline, Part, layer_prefix, outline
 from launcher.plan.quantized import why_quantized
-from launcher.plan.shapes import Shapes, family, is_tied, known_config, parameters
+from launcher.plan.shapes import FAMILIES, Shapes, family, is_tied, known_config, parameters
 
 Found = TypeVar("Found")
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Tensors that old checkpoints hold but no parameter takes: rotary tables and causal masks.
-BUFFER = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$|attention\.(masked_)?bias$")
+BUFFER = re.compile(r"rotary_emb\.inv_freq$|(^|\.)(attn|attention)\.(masked_)?bias$")
 EXPERT = re.compile(r"\.experts\.\d+\.")  # transformers keeps those of a layer in one tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's config and tensors. ``note`` says where the shapes come from if not from its files."""
+    """A model's config and tensors. ``note`` says where the shapes come from if not from its files; ``bare``: there
+    are no weights to look at, or to load."""
 
     config: Config
     tensors: Mapping[str, TensorInfo]
     where: str
     path: Path | None = None
     note: str | None = None
+    bare: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> Checkpoint:
-        """The checkpoint in a directory: model.safetensors, or an index and its shards.
+    def read(cls, path: Path, *, bare: bool = False) -> Checkpoint:
+        """The checkpoint in a directory: model.safetensors, or an index and its shards; where a ``bare`` one will do,
+        a config without any weights, too.
 
         Raises WeightsError, naming the file, for anything that is missing, truncated, inconsistent
         or outside of the directory, and for pickled weights, which could run code.
@@ -61,14 +55,10 @@ class Checkpoint:
                 where=str(path),
                 fix="give model.path a directory or a hub id such as meta-llama/Llama-2-70b-hf",
             )
-        config = _read_object(inside(path, "config.json", path), "config.json")
-        if (path / SINGLE).is_symlink() or (path / SINGLE).exists():
-            tensors = read_header(inside(path, SINGLE, path))
-        elif (path / INDEX).is_symlink() or (path / INDEX).exists():
-            tensors = _read_shards(path)
-        else:
-            raise _no_weights(path)
-        return cls._checked(config, tensors, where=str(path), path=path)
+        config = read_object(path, "config.json")
+        if bare and not has_weights(path):
+            return cls.from_config(config, where=str(path))
+        return cls._checked(config, read_tensors(path), where=str(path), path=path)
 
     @classmethod
     def from_headers(
@@ -77,7 +67,7 @@ class Checkpoint:
         """From a hub's metadata: ``headers`` maps file names to the JSON objects in their headers."""
         tensors: dict[str, TensorInfo] = {}
         for name, header in sorted(headers.items()):
-            _merge(tensors, check_header(header, name), where)
+            merge(tensors, check_header(header, name), where)
         return cls._checked(
             config,
             tensors,
@@ -91,13 +81,22 @@ class Checkpoint:
 
         Raises WeightsError for a model type whose shapes are not known here.
         """
+        _check_plain(config, {}, where)
+        if family(config) is None:
+            raise WeightsError(
+                f"the config alone does not tell the shapes of a {config.get('model_type')}, and there are no weights",
+                where=where,
+                cause=f"they are known of {', '.join(FAMILIES)}",
+                fix="put the weights beside config.json",
+            )
         dtype = _config_dtype(config) or "float32"
         code = next(code for code, name in DTYPES.items() if name == dtype)
         tensors, end = {}, 0
         for name, shape in _understood(parameters, config, where).items():
             begin, end = end, end + math.prod(shape) * WIDTHS[dtype]
             tensors[name] = TensorInfo(code, shape, "", begin, end)
-        return cls(config, tensors, where, note="shapes follow from the config alone")
+        note = "there are no weights: shapes follow from the config alone"
+        return cls(config, tensors, where, note=note, bare=True)
 
     @classmethod
     def known(cls, repo_id: str) -> Checkpoint | None:
@@ -123,26 +122,31 @@ class Checkpoint:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if missing := missing_tensors(config, dims, shapes):
             raise WeightsError(
-                f"the checkpoint lacks {_some(missing)}",
+                f"the checkpoint lacks {some(missing)}",
                 where=where,
                 cause="a shard or a part of the index is missing; loading would make up random weights",
                 fix="fetch the checkpoint again",
             )
         if wrong := wrong_shapes(config, shapes):
             raise WeightsError(
-                f"the tensors do not have the shapes that config.json says: {_some(wrong)}",
+                f"the tensors do not have the shapes that config.json says: {some(wrong)}",
                 where=where,
                 cause="config.json and weights are of different models",
                 fix="fetch both again, from one revision",
             )
         if surplus := surplus_tensors(config, dims, shapes):
             raise WeightsError(
-                f"the checkpoint has weights that the model would leave out: {_some(surplus)}",
+                f"the checkpoint has weights that the model would leave out: {some(surplus)}",
                 where=where,
                 cause="config.json is of another model: it counts fewer layers, or has no such biases",
                 fix="fetch config.json and weights again, from one revision",
             )
         return cls(config, tensors, where, path, note)
+
+    def check_weights(self) -> None:
+        """Raises WeightsError for a config alone."""
+        if self.bare:
+            raise no_weights(Path(self.where))
 
     @property
     def dims(self) -> Dims:
@@ -210,61 +214,6 @@ def _check_plain(config: Config, tensors: Mapping[str, TensorInfo], where: str) 
         )
 
 
-def _read_shards(directory: Path) -> dict[str, TensorInfo]:
-    index = inside(directory, INDEX, directory)
-    weight_map = _read_object(index, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError("the checkpoint's index has no weight_map", where=str(index))
-    held: dict[str, TensorInfo] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        _merge(held, read_header(inside(directory, shard, index)), str(index))
-    for name, shard in weight_map.items():
-        if name not in held or held[name].file != shard:
-            raise WeightsError(
-                f"the index says that {shard} holds {name}, but it does not",
-                where=str(index),
-                cause="index and shards are of different downloads",
-                fix="fetch the checkpoint again",
-            )
-    # Like the loader, trust the index: what a shard holds beyond it is not loaded.
-    return {name: held[name] for name in weight_map}
-
-
-def _merge(tensors: dict[str, TensorInfo], more: Mapping[str, TensorInfo], where: str) -> None:
-    if twice := sorted(tensors.keys() & more.keys()):
-        first, second = tensors[twice[0]].file, more[twice[0]].file
-        raise WeightsError(f"both {first} and {second} hold {twice[0]}", where=where)
-    tensors.update(more)
-
-
-def _read_object(path: Path, name: str) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        if size > MAX_HEADER_BYTES:
-            raise WeightsError(f"{name} is {size:,} bytes long", where=str(path))
-        value = parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise WeightsError(f"{name} can't be read: {error.strerror}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{name} is not a JSON object", where=str(path))
-    return value
-
-
-def _no_weights(path: Path) -> WeightsError:
-    pickled = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if pickled:
-        return WeightsError(
-            f"the weights are pickled ({_some(pickled)}), which is refused: unpickling runs code",
-            where=str(path),
-            fix="launcher convert makes safetensors of them, by a reader that runs no code",
-        )
-    return WeightsError(
-        f"there are no weights: neither {SINGLE} nor {INDEX}",
-        where=str(path),
-        cause="a download that stopped early, or another directory",
-    )
-
-
 def _config_dtype(config: Config) -> str | None:
     for place in (config, text_config(config)):
         for key in ("dtype", "torch_dtype"):
@@ -284,9 +233,3 @@ def _understood(function: Callable[[Config], Found], config: Config, where: str)
 def _beyond(name: str, prefix: str, layers: int) -> bool:
     number = name[len(prefix) :].partition(".")[0] if name.startswith(prefix) else ""
     return number.isdigit() and int(number) >= layers
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

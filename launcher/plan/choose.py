@@ -14,6 +14,7 @@ from launcher.plan.shards import degrees
 from launcher.plan.subject import full_part
 
 ALIKE = 0.05  # predictions that differ by less say nothing: the plan whose ranks depend less on each other is simpler
+TOLD = 0.01  # what a plan loses less by says nothing of why
 MOST_RANKS = 64  # of one replica
 MOST_SHARDS = 8
 SHOWN = 12  # and the chosen one
@@ -162,34 +163,75 @@ def empty_gpus(plan: Plan) -> int:
 
 
 def why(plan: Plan, first: Plan) -> str:
-    """What ``plan`` loses by, compared with ``first``: the largest of the shares of its devices' time that are not
-    computing, or else what it computes less well."""
+    """What ``plan`` loses most by, compared with ``first``."""
     if not plan.fits:
         return f"does not fit: {_short(plan)}"
     if not speed(plan):
         return "its speed is not predicted"
     if speed(plan) >= (1 - ALIKE) * speed(first):
         return _nearly(plan, first)
-    predicted, gpus = plan.predicted, plan.nodes * plan.gpus_per_node
-    part = full_part(plan.rows, plan.worlds * plan.replicas)
-    busy, bubble = (predicted.utilization or 0.0) / part, predicted.bubble or 0.0
-    losses = {
-        f"bubbles: stages wait {bubble:.0%} of the time": bubble,
-        f"{empty_gpus(plan)} of {gpus} GPUs stay empty": empty_gpus(plan) / gpus if gpus else 0.0,
-        _waits(plan, 1 - busy - bubble): 1 - busy - bubble,
-        f"replicas without rows: there are {plan.rows:,}": 1 - part,
+    theirs = _losses(first)
+    more = [(share - theirs[kind][0], said) for kind, (share, said) in _losses(plan).items()]
+    share, said = max([*more, _fewer_ranks(plan, first), _longer(plan, first)])
+    return said if share > TOLD else _fewer(plan, first)
+
+
+def _losses(plan: Plan) -> dict[str, tuple[float, str]]:
+    """Shares of the time of all devices in which they do not compute, each with what to say of it."""
+    gpus, empty, part = plan.nodes * plan.gpus_per_node, empty_gpus(plan), _part(plan)
+    bubble, idle = plan.predicted.bubble or 0.0, 1 - (plan.predicted.utilization or 0.0) / part
+    weights, transfer = (_mean(plan, name) for name in ("weights", "transfer"))
+    rest = idle - bubble - weights - transfer
+    moved = "caches move" if plan.strategy == "streamed" else "link-bound: ranks exchange results"
+    return {
+        "bubble": (bubble, f"bubbles: stages wait {bubble:.0%} of the time"),
+        "empty": (empty / max(1, gpus), f"{empty} of {gpus} GPUs stay empty"),
+        "weights": (weights, f"reads weights: computing waits {weights:.0%} of the time"),
+        "transfer": (transfer, f"{moved} {transfer:.0%} of the time"),
+        "rest": (rest, f"waits for messages and for the engine {rest:.0%} of the time"),
+        "rows": (1 - part, f"replicas without rows: there are {plan.rows:,}"),
     }
-    reason, share = max(losses.items(), key=lambda item: item[1])
-    if share > 0.1:
-        return reason
-    if plan.batch.slots < 0.9 * first.batch.slots:
-        return f"{plan.batch.slots} rows per step, {first.batch.slots} make more of each reading of the weights"
-    return "its steps take longer: fewer ranks share a layer, or more of them exchange results"
+
+
+def _fewer_ranks(plan: Plan, first: Plan) -> tuple[float, str]:
+    """On CPUs, where no number of them is asked for."""
+    ranks, others = plan.world_size, first.world_size
+    share = 0.0 if plan.gpus_per_node else 1 - ranks / others
+    return share, f"{_many(ranks, 'rank')} at work instead of {others}"
+
+
+def _longer(plan: Plan, first: Plan) -> tuple[float, str]:
+    """Devices that are busy for longer with as many tokens."""
+    times = _computing(plan) / _computing(first)
+    rows, others = plan.batch.slots, first.batch.slots
+    if rows < 0.9 * others:
+        said = f"{_many(rows, 'row')} per step, {others} make more of each reading of the weights"
+    else:
+        said = f"its devices compute {times:.2f} times as long for as many tokens"
+    return 1 - 1 / times, said
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _part(plan: Plan) -> float:
+    return full_part(plan.rows, plan.worlds * plan.replicas)
+
+
+def _mean(plan: Plan, share: str) -> float:
+    """Of the devices that compute."""
+    own = [device for device in plan.devices if device.utilization is not None]
+    return sum(getattr(device, share) or 0.0 for device in own) / max(1, len(own))
+
+
+def _computing(plan: Plan) -> float:
+    """Seconds that all devices together are busy with a new token."""
+    return _part(plan) * sum(each.utilization or 0.0 for each in plan.devices) / speed(plan)
 
 
 def _nearly(plan: Plan, first: Plan) -> str:
-    less = 1 - speed(plan) / speed(first)
-    said = f"{less:.1%} fewer tokens/s" if less > 0 else "about as fast"
+    said = _fewer(plan, first)
     size, least = prod(shape(plan)), prod(shape(first))
     if size > least:
         return f"{said}, with {size} ranks in a replica instead of {least}"
@@ -198,14 +240,12 @@ def _nearly(plan: Plan, first: Plan) -> str:
     return said
 
 
+def _fewer(plan: Plan, first: Plan) -> str:
+    less = 1 - speed(plan) / speed(first)
+    return f"{less:.1%} fewer tokens/s" if less > 0 else "about as fast"
+
+
 def _short(plan: Plan) -> str:
-    told = next((reason for reason in plan.reasons if " short" in reason), None)
-    return told or f"{shortage(plan):.1f} times what a device has"
-
-
-def _waits(plan: Plan, share: float) -> str:
-    if plan.strategy == "streamed":
-        return f"reads weights: computing waits {share:.0%} of the time"
-    if shape(plan)[1] > 1:
-        return f"link-bound: ranks exchange results {share:.0%} of the time"
-    return f"waits for links and for the engine {share:.0%} of the time"
+    """What is missing, and what would do."""
+    told = [reason for reason in plan.reasons if " short" in reason or " would do" in reason]
+    return "; ".join(told) or f"{shortage(plan):.1f} times what a device has"

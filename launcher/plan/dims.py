@@ -25,6 +25,7 @@ CLASS_DEFAULTS: dict[str, dict[str, int]] = {
     "qwen2": {"num_key_value_heads": 32},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
     "gemma2": {"num_key_value_heads": 4, "head_dim": 256},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256},
 }
 MOST = 2**31  # of anything that a config counts; a figure above is a mistake or an attack
 MOST_LAYERS = 10_000

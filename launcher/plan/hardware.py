@@ -15,6 +15,7 @@ from launcher import environ
 SMI = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free")
 SMI_TIMEOUT_S = 20  # a driver that nobody used yet takes seconds to wake up
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
+MOUNTS = Path("/proc/self/mounts")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP_FILES = {  # version 2, and version 1's memory controller: limit, use, and what of it can be dropped
@@ -88,11 +89,23 @@ def memory_here() -> tuple[int, int]:
 
 
 def room(folder: str | None) -> int:
-    """Bytes that are free in ``folder`` (the one for temporary files without it), or where it would be made."""
+    """Bytes that are free in ``folder`` (the one for temporary files without it), or where it would be made; 0 where
+    this user can't write."""
     place = Path(folder or tempfile.gettempdir())
-    while not place.exists():
+    while not os.path.lexists(place):  # unlike Path.exists, it raises nothing where it may not look
         place = place.parent
-    return shutil.disk_usage(place).free
+    writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return shutil.disk_usage(place).free if writable else 0
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether ``folder``, or where it would be made, is on a filesystem without a disk: what is in it takes memory."""
+    best, kind = "", ""
+    for line in MOUNTS.read_text().splitlines():
+        _, place, found, *_ = line.split()
+        if folder.resolve().is_relative_to(place) and len(place) >= len(best):
+            best, kind = place, found
+    return kind in ("tmpfs", "ramfs")
 
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:

@@ -137,7 +137,9 @@ def inside(directory: Path, name: str, source: Path) -> Path:
             fix="put the file itself there, or let model.path name the real directory",
         )
     if not real.is_file():
-        raise _broken(path, f"is missing, but {source.name} names it")
+        raise _broken(
+            path, "is missing" + ("" if source == directory else f", but {source.name} names it")
+        )
     return path
 
 

@@ -47,7 +47,7 @@ def _attributes(model_type: str) -> dict[str, set[str]]:
 
 def _sources(model_type: str) -> list[Path]:
     """The file that has a model's classes; that of a text model may be called by the whole one's name."""
-    library, name = _library(), model_type.replace("-", "_")
+    library, name = library_folder(), model_type.replace("-", "_")
     if library is None or not name.isidentifier():
         return []
     models = library / "models"
@@ -61,7 +61,7 @@ def _sources(model_type: str) -> list[Path]:
 @functools.cache
 def _is_computed(model_type: str) -> bool:
     """Whether the library's table of conversions has more for such a model than renaming, stacking and joining."""
-    library = _library()
+    library = library_folder()
     path = library / "conversion_mapping.py" if library else None
     text = path.read_text(encoding="utf-8") if path and path.is_file() else ""
     if f'"{model_type}"' not in text:  # most are not in it, and parsing it takes a while
@@ -102,6 +102,7 @@ def _computes(node: ast.AST) -> bool:
     return several or (bool(names) and names not in FOLLOWED)
 
 
-def _library() -> Path | None:
+def library_folder() -> Path | None:
+    """The folder of the installed transformers."""
     found = importlib.util.find_spec("transformers")
     return Path(found.origin).parent if found and found.origin else None

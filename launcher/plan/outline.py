@@ -113,7 +113,11 @@ def _known(
     sizes = {name: math.prod(shape) * width for name, shape in shapes.items()}
     rotary = int(dims.head_dim * _rotary_share(config, kind.rotary_share)) // 2
     # inv_freq and its original: float32 whatever the model's dtype is.
-    buffers = {f"{base}.rotary_emb": 2 * 4 * rotary, embedding: width * kind.scaled_embedding}
+    tables = _kinds_of_layers(config, dims.layers) if kind.rotary_by_kind else 1
+    buffers = {
+        f"{base}.rotary_emb": 2 * 4 * rotary * tables,
+        embedding: width * kind.scaled_embedding,
+    }
     order = [
         embedding,
         *(f"{base}.{name}" for name in kind.silent),
@@ -226,3 +230,11 @@ def _rotary_share(config: Config, default: float) -> float:
             if isinstance(place.get(key), (int, float)):
                 return float(place[key])
     return default
+
+
+def _kinds_of_layers(config: Config, layers: int) -> int:
+    """Of Gemma 3, whose older configs say but that every so many layers one sees all that came before."""
+    if types := config.get("layer_types"):
+        return len(set(types))
+    pattern = config.get("sliding_window_pattern", 6)
+    return 2 if 1 < pattern <= layers else 1

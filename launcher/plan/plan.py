@@ -101,6 +101,7 @@ class Plan(Frozen):
 
     fits: bool
     reasons: list[str]  # why it does not fit, or what is wasteful
+    task: str = "generate"
     strategy: str
     schedule: str | None = None
     device: Literal["cuda", "cpu"]

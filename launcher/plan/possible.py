@@ -23,6 +23,9 @@ def machines_for(loaded: LoadedSpec, here: bool) -> Machines:
     except UsageError as error:
         hint = "; ".join(text for text in (error.cause, error.fix) if text)
         raise loaded.refused([*found, _at(loaded, error.where or "", error.what, hint)]) from None
+    if loaded.spec.model.attention == "flash_attention_2" and machines.device == "cpu":
+        what = "flash_attention_2 runs on CUDA GPUs alone"
+        found.append(_at(loaded, "model.attention", what, "attention: sdpa"))
     if found:
         raise loaded.refused(found)
     return machines
@@ -46,10 +49,8 @@ def _of_time(loaded: LoadedSpec) -> Iterator[Problem]:
 
 def _of_rows(loaded: LoadedSpec) -> Iterator[Problem]:
     spec = loaded.spec
-    if spec.model.attention == "flash_attention_2":
-        yield _at(
-            loaded, "model.attention", "flash_attention_2 is not supported yet", "attention: sdpa"
-        )
+    if spec.model.attention == "flash_attention_2" and spec.model.dtype == "float32":
+        yield _at(loaded, "model.dtype", "flash_attention_2 computes in 16 bits", "dtype: bfloat16")
     template = spec.input.template
     if template not in ("auto", "none") and not Path(template).is_file():
         yield _at(

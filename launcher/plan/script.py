@@ -32,6 +32,7 @@ def plan_script(spec: JobSpec, machines: Machines, config: dict[str, Any]) -> Pl
     return Plan(
         fits=True,
         reasons=notes,
+        task=spec.task,
         strategy="script",
         device=machines.device,
         dtype=str(config.get("mixed_precision", "no")),

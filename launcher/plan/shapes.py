@@ -31,6 +31,7 @@ class Family:
     norm_bias: bool = False
     tied: bool = False  # where the config does not say
     rotary_share: float = 1.0  # of a head, where the config does not say
+    rotary_by_kind: bool = False  # each kind of layers (sliding, full) has a table of its own
     # Weigh nothing, but are part of the tree that is placed: modules between embedding and layers
     # without parameters, and the buffer of an embedding that scales its output.
     silent: tuple[str, ...] = ()
@@ -115,6 +116,10 @@ def _norms(dims: Dims, *names: str) -> Shapes:
     return {f"{name}.weight": (dims.hidden,) for name in names}
 
 
+def _head_norms(dims: Dims) -> Shapes:
+    return {f"self_attn.{name}_norm.weight": (dims.head_dim,) for name in ("q", "k")}
+
+
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -130,8 +135,8 @@ def _qwen2(config: Config, dims: Dims) -> Shapes:
 
 def _qwen3(config: Config, dims: Dims) -> Shapes:
     bias = bool(config.get("attention_bias", False))
-    head_norms: Shapes = {f"self_attn.{n}_norm.weight": (dims.head_dim,) for n in ("q", "k")}
-    return _attention(dims, bias, bias) | head_norms | _gated_mlp(dims) | _norms(dims, *_TWO_NORMS)
+    mlp = _gated_mlp(dims)
+    return _attention(dims, bias, bias) | _head_norms(dims) | mlp | _norms(dims, *_TWO_NORMS)
 
 
 def _mistral(config: Config, dims: Dims) -> Shapes:
@@ -152,6 +157,10 @@ def _gemma2(config: Config, dims: Dims) -> Shapes:
     around_mlp = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
     norms = _norms(dims, *_TWO_NORMS, *around_mlp)
     return _attention(dims, bias, bias) | _gated_mlp(dims) | norms
+
+
+def _gemma3(config: Config, dims: Dims) -> Shapes:
+    return _gemma2(config, dims) | _head_norms(dims)
 
 
 def _gpt_neox(config: Config, dims: Dims) -> Shapes:
@@ -190,6 +199,14 @@ FAMILIES = {
     "mixtral": Family("MixtralDecoderLayer", "MixtralModel", _mixtral),
     "gemma2": Family(
         "Gemma2DecoderLayer", "Gemma2Model", _gemma2, tied=True, scaled_embedding=True
+    ),
+    "gemma3_text": Family(
+        "Gemma3DecoderLayer",
+        "Gemma3TextModel",
+        _gemma3,
+        tied=True,
+        scaled_embedding=True,
+        rotary_by_kind=True,
     ),
     "gpt_neox": Family(
         "GPTNeoXLayer",

@@ -1,7 +1,7 @@
 """Tensor parallelism as far as a plan has to know it: which tensors the ranks of a group share, and what each gets. No torch.
 
 The rules are those of transformers' own plans for tensor parallelism; a test holds them equal for every known
-family. What ranks load is decided by the library's plan itself, in launcher/model/shard.py.
+family. What ranks load is decided by the library's plan itself, in launcher/model/sharding.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from launcher.errors import UsageError
 from launcher.plan.checkpoint import Checkpoint
+from launcher.plan.cuts import cuts_of, why_uncut
 from launcher.plan.dims import Config, Dims, text_config
 from launcher.plan.shapes import family
 
@@ -100,12 +101,21 @@ def heads_are_whole(dims: Dims, count: int) -> bool:
 
 
 def check_shards(checkpoint: Checkpoint, count: int) -> None:
-    """Raises UsageError for a degree that does not divide what the ranks would share, with those that do."""
+    """Raises UsageError for a model that ranks can't share, or a degree that does not divide what they would, with those
+    that do."""
     if count == 1:
         return
+    kind = str(text_config(checkpoint.config).get("model_type"))
+    plan = cuts_of(kind)
+    if plan is not None and (reason := why_uncut(plan)):
+        raise UsageError(
+            f"models of type {kind} can't be split by tensors: {reason}",
+            where="parallel.tensor",
+            fix="take it out, and set parallel.strategy to pipeline or sequential",
+        )
     uneven = sorted(width for width in _widths(checkpoint) if width % count)
     if uneven:
-        good = degrees(checkpoint)
+        good = _divisors(*_widths(checkpoint))
         raise UsageError(
             f"{count} ranks can't share an MLP that is {uneven[0]} wide",
             where="parallel.tensor",
@@ -113,9 +123,25 @@ def check_shards(checkpoint: Checkpoint, count: int) -> None:
         )
 
 
+def read_again(checkpoint: Checkpoint, nodes: int) -> str | None:
+    """What a person should know of how a tensor group whose ranks are on ``nodes`` reads the checkpoint."""
+    by_columns = sum(
+        tensor.nbytes
+        for name, tensor in checkpoint.tensors.items()
+        if not INPUTS.isdisjoint(name.split(".")[-2:])
+    )
+    if nodes == 1 or not by_columns:
+        return None
+    more = (nodes - 1) * by_columns / checkpoint.file_bytes
+    return (
+        f"the ranks of a tensor group are on {nodes} nodes, and each of these reads all of what is cut by columns "
+        f"(o_proj, down_proj): {more:.0%} of the checkpoint are read once more"
+    )
+
+
 def degrees(checkpoint: Checkpoint) -> list[int]:
-    """How many ranks can share the model's layers, up to MOST; 1 is not among them."""
-    return _divisors(*_widths(checkpoint))
+    """How many ranks can share the model's layers, up to MOST, without a guess at what they share; 1 is not among them."""
+    return _divisors(*_widths(checkpoint)) if family(checkpoint.config) else []
 
 
 def _widths(checkpoint: Checkpoint) -> set[int]:

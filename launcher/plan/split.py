@@ -41,11 +41,17 @@ def check_counts(counts: Sequence[int], layers: int, stages: int, where: str) ->
             where=where,
             fix="give one number per stage, or leave it out: the plan balances the stages",
         )
-    if sum(counts) != layers or min(counts) < 1:
+    if min(counts) < 1:
+        raise UsageError(
+            f"stage {counts.index(min(counts))} would have {min(counts)} layers",
+            where=where,
+            fix="each stage has at least one layer; with fewer parallel.stages, give fewer numbers",
+        )
+    if sum(counts) != layers:
         raise UsageError(
             f"{' + '.join(map(str, counts))} is {sum(counts)}, but the model has {layers} layers",
             where=where,
-            fix="each stage has at least one layer, and together they have them all",
+            fix="together the stages have all layers, and none twice",
         )
 
 

@@ -13,7 +13,18 @@ from launcher.plan.outline import layer_prefix
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?)\.")
-STATES = re.compile(r"\.(A_log|conv1d\.weight|time_decay)$")
+STATES = re.compile(r"\.(A_log|conv1d\.weight|time_decay|recurrent_param)$")
+_OUTSIDE = "it changes hidden states outside of its layers"
+_UNNAMED = (
+    "transformers does not say which of its modules are its decoder, its layers and its last norm"
+)
+# A test tries every type that the library has.
+BY_TYPE = {
+    **dict.fromkeys(("bloom", "ctrl", "nanochat", "xglm"), _OUTSIDE),
+    **dict.fromkeys(
+        ("cpmant", "llama4_text", "modernbert-decoder", "openai-gpt", "xlnet"), _UNNAMED
+    ),
+}
 
 
 def can_split(config: Config, names: Iterable[str] = ()) -> str | None:
@@ -36,7 +47,7 @@ def _by_config(config: Config) -> str | None:
         return f"it has layers that keep no keys and values: {', '.join(other)}"
     if config.get("embedding_multiplier", 1) != 1:
         return "it scales hidden states wherever they enter its layers (embedding_multiplier)"
-    return None
+    return BY_TYPE.get(str(config.get("model_type")))
 
 
 def _by_names(config: Config, names: list[str]) -> str | None:

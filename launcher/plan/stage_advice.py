@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.plan.advice import gpus, half_as_wide, shortage
+from launcher.plan.advice import half_as_wide, shortage, unused
 from launcher.plan.plan import Batch
 from launcher.plan.staged import Draft, Drafting
 from launcher.plan.subject import Subject
@@ -38,12 +38,7 @@ def idle(draft: Draft, subject: Subject, ranks_per_node: int) -> list[str]:
     """GPUs that are empty, and stages that wait for each other."""
     parallel, machines = subject.spec.parallel, subject.machines
     stages, groups = parallel.stages, draft.fitted.batch.groups
-    found = []
-    if machines.device == "cuda" and (over := machines.gpus_per_node - ranks_per_node):
-        verb = "stays" if over == 1 else "stay"
-        found.append(
-            f"{gpus(over)} of each node {verb} empty: more stages or replicas would use them"
-        )
+    found = unused(machines, ranks_per_node, "stages or replicas")
     if parallel.schedule == "naive":
         if subject.spec.batch.groups not in ("auto", 1):
             found.append(

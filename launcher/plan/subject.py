@@ -41,7 +41,9 @@ class Subject:
         """What memory follows from."""
         width = WIDTHS[self.dtype]
         soft_caps = text_config(self.checkpoint.config).get("attn_logit_softcapping")
-        attention = "eager" if soft_caps else self.spec.model.attention  # sdpa has no soft caps
+        attention = self.spec.model.attention
+        if soft_caps and attention == "sdpa":
+            attention = "eager"  # sdpa has no soft caps
         return Model(self.checkpoint.dims, self.checkpoint.outline(width), width, attention)
 
     @cached_property
@@ -145,8 +147,9 @@ class Subject:
             batch.slots < FEW_SLOTS <= self.demand.sequences
             and open_.slots == open_.max_length == "auto"
         ):
+            few, each = ("1 slot", "it") if batch.slots == 1 else (f"{batch.slots} slots", "each")
             return (
-                f"only {batch.slots} slots, since each must hold the longest row ({longest} tokens at most): "
+                f"only {few}, since {each} must hold the longest row ({longest} tokens at most): "
                 "batch.max_length lets longer rows fail instead"
             )
         return None
@@ -155,6 +158,7 @@ class Subject:
         """The fields of a Plan that no strategy decides."""
         gpu = self.machines.gpu
         return {
+            "task": self.spec.task,
             "device": self.machines.device,
             "dtype": self.dtype,
             "rows": self.demand.rows,

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 WIDE = 96  # from this many columns on there is room for bars
-MAY_WRAP = ("", "run", "on", "host", "job", "device", "outcome")
+MAY_WRAP = ("", "run", "on", "host", "job", "device", "outcome", "phase")
 MOST_ROWS = 32  # of a table of devices, stages or ranks
 
 

@@ -18,10 +18,23 @@ def choice_table(candidates: Sequence[Mapping[str, Any]]) -> list[RenderableType
     if len(candidates) < 2:
         return []
     shown = [each for n, each in enumerate(candidates) if n < SHOWN or each["chosen"]]
-    return [Text(), cells.Adaptive(lambda wide: _table(shown, wide))]
+    merit = _merit(candidates)
+    return [Text(), cells.Adaptive(lambda wide: _table(shown, merit, wide))]
 
 
-def _table(shown: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
+def _merit(candidates: Sequence[Mapping[str, Any]]) -> str:
+    """Why the first of them, which loses by nothing, is the first."""
+    best, *others = candidates
+    if not best["fits"]:
+        return "the nearest to fitting"
+    if not best["tokens_per_s"]:
+        return "its speed is not predicted"
+    rates = (each["tokens_per_s"] or 0.0 for each in others if each["fits"])
+    slower = best["tokens_per_s"] < max(rates, default=0.0)
+    return "about as fast as any, in the smallest replicas" if slower else "the fastest"
+
+
+def _table(shown: Sequence[Mapping[str, Any]], merit: str, wide: bool) -> RenderableType:
     table = cells.table("ways to run it", ">batch", ">tok/s", ">busy", "why not", wide=wide)
     table.columns[-1].no_wrap = False
     for each in shown:
@@ -32,7 +45,7 @@ def _table(shown: Sequence[Mapping[str, Any]], wide: bool) -> RenderableType:
             f"{each['groups']} x {each['slots']}",
             Text(units.amount(each["tokens_per_s"]) if each["fits"] else "-", style),
             units.percent(each["utilization"]) if each["fits"] else "-",
-            Text(cells.clean(each["reason"]) or "the fastest", "dim"),
+            Text(cells.clean(each["reason"]) or merit, "dim"),
         )
     return Group(table, Text("* the plan above; all of them are in --json", "dim"))
 

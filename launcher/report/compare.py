@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from launcher.errors import Damaged, RunFailed
@@ -56,6 +56,9 @@ STAGE = (
     Figure("kv_bytes", "KV cache", "bytes"),
     Figure("activation_bytes", "activations", "bytes"),
 )
+OF_SCRIPT = ("wall_s", "gpu_hours")  # it has ranks and attempts, and no rows
+# These are predicted of all rows, and what is measured grows until the last one is done.
+GROWING = ("new_tokens", "wall_s", "generate_s", "gpu_hours", "prefill_s", "decode_s")
 PLACE = ("world", "replica", "stage", "shard", "rank", "device")
 
 
@@ -77,7 +80,16 @@ class Pair:
 def compare(plan: Plan, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A pair for every figure that ``plan`` predicts or that its strategy could have, of the run and of each device
     that computes, as in ``summary`` (summary.json, without its pairs)."""
-    return [asdict(pair) for pair in (*_of_run(plan, summary), *_of_stages(plan, summary))]
+    rows, pairs = summary["rows"], (*_of_run(plan, summary), *_of_stages(plan, summary))
+    under_way = rows["ok"] + rows["failed"] < rows["total"]
+    return [asdict(_so_far(pair) if under_way else pair) for pair in pairs]
+
+
+def _so_far(pair: Pair) -> Pair:
+    """Of a run under way: nothing that grows is compared with what it comes to in the end."""
+    if pair.figure not in GROWING:
+        return pair
+    return replace(pair, difference=None, missing=pair.missing or "the run is not over")
 
 
 def pairs_of(run: Run, state: str) -> list[dict[str, Any]]:
@@ -103,7 +115,9 @@ def pairs_of(run: Run, state: str) -> list[dict[str, Any]]:
 
 
 def off(pair: Mapping[str, Any]) -> str:
-    """The difference as a person reads it."""
+    """The difference as a person reads it; nothing where there is none."""
+    if pair["difference"] is None:
+        return ""
     points = pair["unit"] == "share"
     return units.off(pair["measured"], pair["predicted"], points)
 
@@ -126,12 +140,20 @@ def expected_of_run(plan: Plan) -> dict[str, float | None]:
     return expected
 
 
+def tokens_of(task: str) -> str:
+    """What the counted tokens of ``task`` are: score generates none."""
+    return "scored tokens" if task == "score" else "new tokens"
+
+
 def _of_run(plan: Plan, summary: Mapping[str, Any]) -> Iterable[Pair]:
     expected = expected_of_run(plan)
     for figure in RUN:
+        if plan.strategy == "script" and figure.name not in OF_SCRIPT:
+            continue
         value, planned = summary.get(figure.name), expected.get(figure.name)
         missing = _unpredicted(plan, figure) if planned is None else _unmeasured(figure)
-        yield _pair(figure, None, planned, value, missing)
+        label = tokens_of(plan.task) if figure.name == "new_tokens" else figure.label
+        yield _pair(replace(figure, label=label), None, planned, value, missing)
 
 
 def _of_stages(plan: Plan, summary: Mapping[str, Any]) -> Iterable[Pair]:
@@ -178,10 +200,10 @@ def _pair(
 
 
 def _unpredicted(plan: Plan, figure: Figure) -> str:
-    if plan.strategy == "script":
-        return "what a script does is not predicted"
     if figure.name == "gpu_hours" and not plan.gpus_per_node:
         return "the run has no GPUs"
+    if plan.strategy == "script":
+        return "what a script does is not predicted"
     if figure.name == "read_bytes_per_token":
         return "no weights are read while generating"
     if plan.predicted.tokens_per_s is None:

@@ -6,14 +6,14 @@ import json
 import time
 from collections import Counter
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from launcher import ledger
+from launcher import disk, ledger
 from launcher.job.load import load_resolved
 from launcher.job.redact import redact
 from launcher.plan.plan import Plan
-from launcher.records import latest
+from launcher.records import Attempt, latest
 from launcher.report import cells, units
 from launcher.report.measured import Interval, statuses
 from launcher.report.sofar import FRESH_S
@@ -38,7 +38,7 @@ def find_summary(run: Run) -> Summary:
 
 def counts_so_far(run: Run) -> ledger.Counts:
     """Those of the manifest, else those of the journals; tokens are then what the ranks say, of rows in flight too."""
-    manifest = read_json(run.manifest)
+    manifest = ledger.read_manifest(run)
     if manifest:
         rows, tokens = manifest["rows"], manifest["tokens"]
         return ledger.Counts(
@@ -96,10 +96,16 @@ def state_of(run: Run, attempts: list[dict[str, Any]]) -> str:
         return "not started"
     working = [attempt for attempt in attempts if attempt["outcome"] == "not over"]
     if working:
-        # One whose ranks have said nothing yet counts from its start.
-        last = max(attempt["heard"] or attempt["started"] or 0.0 for attempt in working)
-        return "under way" if time.time() - last < FRESH_S else "silent"
+        now = disk.clock(run.attempts)
+        heard = (disk.age(path, now) for each in working for path in _signs(run, each["name"]))
+        return "under way" if min(heard) < FRESH_S else "silent"
     return "failed" if attempts[-1]["outcome"] == "failed" else "stopped"
+
+
+def _signs(run: Run, name: str) -> list[Path]:
+    """What ranks of an attempt write while it goes; one whose ranks have said nothing yet counts from its start."""
+    attempt = Attempt.parse(name)
+    return [run.attempt_file(attempt, "attempt"), *run.statuses(attempt)]
 
 
 def row_errors(run: Run) -> dict[str, Any]:
@@ -113,14 +119,17 @@ def row_errors(run: Run) -> dict[str, Any]:
 
 
 def _row_error(line: bytes) -> dict[str, str]:
-    """Of a row in our own form, or in that of OpenAI's batch results."""
-    row = json.loads(line)
-    error = row.get("error") or row
-    return {
-        "id": str(row.get("id") if "index" in row else row.get("custom_id")),
-        "code": str(error.get("code")),
-        "message": _text(error.get("message")) or "",
-    }
+    """Of a row in our own form, or in that of OpenAI's batch results; of a line that is neither that it is damaged."""
+    try:
+        row = json.loads(line)
+        error = row.get("error") or row
+        return {
+            "id": str(row.get("id") if "index" in row else row.get("custom_id")),
+            "code": str(error.get("code")),
+            "message": _text(error.get("message")) or "",
+        }
+    except (ValueError, AttributeError, RecursionError):
+        return {"id": "", "code": "damaged", "message": "this line is no row: launcher verify"}
 
 
 def spec_facts(run: Run) -> dict[str, str | None]:

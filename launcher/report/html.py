@@ -19,6 +19,7 @@ from launcher.measure import trace
 from launcher.measure.timeline import Timeline, read_timelines
 from launcher.plan.plan import Plan
 from launcher.report import bars, cells, charts, facts, lanes, packed, units
+from launcher.report.compare import tokens_of
 from launcher.report.measured import alive_interval, statuses
 from launcher.report.summary import build_summary
 from launcher.run import Run, publish, read_json, write_json
@@ -107,6 +108,7 @@ def _content(run: Run) -> dict[str, Any]:
         "path": str(run.path),
         "state": facts.state_of(run, attempts),
         "summary": summary,
+        "tokens_of": tokens_of(plan.task),
         "plan": plan,
         "facts": facts.in_short(plan, summary, spec["model"]),
         "when": facts.when(alive),

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from launcher.errors import UsageError
+from launcher.plan.plan import Plan
 from launcher.run import Run
 
 POLL_S = 0.3
@@ -13,13 +15,16 @@ OVER_S = 3.0  # asking costs a squeue
 
 
 def read(run: Run, rank: int | None = None) -> Iterator[tuple[str, str]]:
-    """(who, line) of all logs, or of one rank's; ``who`` is the file's name without its ending."""
+    """(who, line) of all logs, or of one rank's; ``who`` is the file's name without its ending. Raises UsageError for
+    a rank that the run has not."""
+    _check(run, rank)
     offsets: dict[Path, int] = {}
     return _new_lines(run, rank, offsets)
 
 
 def follow(run: Run, rank: int | None, over: Callable[[], bool]) -> Iterator[tuple[str, str]]:
     """As ``read``, then what is added, until ``over`` says that nobody works on the run any more."""
+    _check(run, rank)
     offsets: dict[Path, int] = {}
     next_look, last = 0.0, False
     while True:
@@ -30,6 +35,15 @@ def follow(run: Run, rank: int | None, over: Callable[[], bool]) -> Iterator[tup
         if last:
             return
         time.sleep(POLL_S)
+
+
+def _check(run: Run, rank: int | None) -> None:
+    if rank is None:
+        return
+    last = Plan.read(run.plan).world_size - 1
+    if not 0 <= rank <= last:
+        said = f"ranks 0 to {last}" if last else "rank 0 alone"
+        raise UsageError(f"run {run.name} has {said}", where=f"rank {rank}")
 
 
 def _new_lines(run: Run, rank: int | None, offsets: dict[Path, int]) -> Iterator[tuple[str, str]]:

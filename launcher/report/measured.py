@@ -67,14 +67,14 @@ class Measured:
         alive = alive_interval(read_json(run.attempt_file(attempt, "attempt")), ranks, windows)
         return cls(attempt, ranks, alive, windows, accounts, totals, idle)
 
-    def figure(self, name: str, device: DevicePlan, alone: bool) -> float | None:
-        """What ``device``'s rank said of it: ``name@stage``, or plain ``name`` where the rank has no other
-        device (``alone``)."""
+    def figure(self, name: str, device: DevicePlan, gpu: int | None, alone: bool) -> float | None:
+        """What ``device``'s rank said of it: ``name@gpu0`` by its number among the rank's GPUs, ``name@stage``, or plain
+        ``name`` where the rank has no other device (``alone``)."""
         status = self.ranks.get(device.rank)
         if status is None:
             return None
-        of_stage = status.figures.get(f"{name}@{device.stage}")
-        return status.figures.get(name) if of_stage is None and alone else of_stage
+        names = [f"{name}@gpu{gpu}", f"{name}@{device.stage}", *([name] if alone else [])]
+        return next((status.figures[each] for each in names if each in status.figures), None)
 
 
 def length_of_union(intervals: Iterable[Interval]) -> float:

@@ -61,7 +61,7 @@ def rate(rank: Rank, what: str) -> float | None:
     return rank[what] / seconds if rank["phase"] == "running" and seconds > 0 else None
 
 
-def stragglers(ranks: Sequence[Rank], now: float) -> dict[Key, str]:
+def stragglers(ranks: Sequence[Rank]) -> dict[Key, str]:
     """Ranks that others wait for, or that do less than others like them, with what is wrong in a few words."""
     found: dict[Key, str] = {}
     rates = {_key(r): value for r in ranks if (value := rate(r, "rows_done")) and r["rows_done"]}
@@ -69,9 +69,8 @@ def stragglers(ranks: Sequence[Rank], now: float) -> dict[Key, str]:
     for rank in ranks:
         key = _key(rank)
         others = [value for other, value in rates.items() if other != key]
-        silent = now - rank["updated"]
-        if silent > SILENT_S and rank["phase"] not in ("finished", "gone"):
-            found[key] = f"silent for {silent:.0f} s"
+        if rank["heard_s"] > SILENT_S and rank["phase"] not in ("finished", "gone"):
+            found[key] = f"silent for {rank['heard_s']:.0f} s"
         elif under_way and rank["phase"] in ("starting", "joining", "loading"):
             found[key] = f"still {rank['phase']}"
         elif key in rates and others and rates[key] < SLOW * statistics.median(others):

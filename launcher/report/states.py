@@ -117,20 +117,21 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 def _ranks(ranks: Sequence[Mapping[str, Any]], rows: int) -> list[RenderableType]:
     if not ranks:
         return []
-    table = cells.table(
-        "rank", ">replica", "host", "phase", ">for", ">rows", ">failed", ">new tokens", ">heard"
-    )
     if not rows:
         return [Text(), _script_ranks(ranks), *cells.more(len(ranks), "status/")]
+    failed = any(rank["rows_failed"] for rank in ranks)
+    columns = ["rank", ">replica", "host", "phase", ">for", ">rows", *[">failed"] * failed]
+    table = cells.table(*columns, ">new tokens", ">heard")
     for rank in ranks[: cells.MOST_ROWS]:
         table.add_row(
             str(rank["rank"]),
             str(rank["replica"]),
-            Text(cells.clean(rank["host"])),
+            Text(cells.host(rank["host"])),
             phase(rank),
             units.duration(max(0.0, rank["updated"] - rank["phase_since"])),
             units.count(rank["rows_done"]),
-            Text(units.count(rank["rows_failed"]), "red" if rank["rows_failed"] else ""),
+            *[Text(units.count(rank["rows_failed"]), "red" if rank["rows_failed"] else "")]
+            * failed,
             units.count(rank["completion_tokens"]),
             f"{units.duration(rank['heard_s'])} ago",
         )

@@ -24,7 +24,8 @@ Value = TypeVar("Value")
 def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
     """The document described in docs/run-directory.md, from the plan, the ranks' figures and the timelines.
 
-    A figure that nobody measured is None, but for a stage's ``weights_bytes``, which is then the plan's. Over several attempts, ``wall_s`` is the time in which at least one of
+    A figure that nobody measured is None, but for a stage's ``weights_bytes``, which is then the plan's; ``ranks`` has
+    those of ranks with several devices, all of them together. Over several attempts, ``wall_s`` is the time in which at least one of
     them was alive and ``generate_s`` that in which at least one replica was between its first and last
     step, so that waiting in a queue counts as neither. Rows done twice count once in ``tokens``.
     """
@@ -39,6 +40,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
     generate_s = length_of_union(w for m in attempts for w in m.windows) or None
     found = {
         "name": run.name,
+        "task": plan.task,
         "rows": {"total": counts.total, "ok": counts.ok, "failed": counts.failed},
         "tokens": {"prompt": counts.prompt_tokens, "completion": counts.completion_tokens},
         "wall_s": length_of_union(alive) or None,
@@ -64,6 +66,7 @@ def build_summary(run: Run, counts: Counts) -> dict[str, Any]:
         "gpu_hours": _gpu_hours(plan, attempts),
         **_weights_read(attempts, counts.completion_tokens, generate_s),
         "stages": stages,
+        "ranks": list(_together(attempts, plan)),
         "predicted": expected_of_run(plan),
     }
     return {**found, "compared": compare(plan, found)}
@@ -76,8 +79,12 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
     told_apart = len({d.stage for d in mates}) <= 1 or any(
         len({stage for rank, stage in m.accounts if rank == device.rank}) > 1 for m in attempts
     )
+    own = [d for d in plan.devices if d.rank == device.rank and d.device.startswith("cuda")]
+    gpu = own.index(device) if device in own else None
     figures = {
-        name: _last(m.figure(name, device, mates == [device] or name in OF_RANK) for m in attempts)
+        name: _last(
+            m.figure(name, device, gpu, mates == [device] or name in OF_RANK) for m in attempts
+        )
         for name in FIGURES
     }
     hosts = [m.ranks[device.rank].host for m in attempts if device.rank in m.ranks]
@@ -96,6 +103,19 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         **_compute_seconds(attempts, device, told_apart),
         "predicted": expected_of_device(device),
     }
+
+
+def _together(attempts: list[Measured], plan: Plan) -> Iterable[dict[str, Any]]:
+    """What is measured of a rank with several devices as one: of each of these it may not be known."""
+    for world in sorted({m.attempt.world for m in attempts}):
+        own = [m for m in attempts if m.attempt.world == world]
+        for rank in sorted({device.rank for device in plan.devices}):
+            devices = [d.device for d in compute_devices(plan) if d.rank == rank]
+            told = [m.ranks[rank] for m in own if rank in m.ranks]
+            if len(devices) > 1 and told:
+                figures = {name: _last(t.figures.get(name) for t in told) for name in FIGURES}
+                place = {"world": world, "rank": rank, "host": told[-1].host, "devices": devices}
+                yield place | figures
 
 
 def _shares(

@@ -12,6 +12,7 @@ from rich.text import Text
 from launcher.plan.plan import DevicePlan, Plan
 from launcher.report import bars, cells, units
 from launcher.report.choice import choice_table
+from launcher.report.compare import tokens_of
 from launcher.report.script import script_plan, script_summary
 from launcher.report.states import runs_table, status_table
 
@@ -102,7 +103,8 @@ def _devices(plan: Plan, wide: bool) -> RenderableType:
     alike = [Text(f"and {cells.plural(replicas - 1, 'more replica')} like it", "dim")] * (
         replicas > 1
     )
-    return Group(table, *alike, *cells.more(len(shown), "plan.json"))
+    narrow = [Text("activations: in a wider terminal, or with --json", "dim")] * (not roomy)
+    return Group(table, *alike, *cells.more(len(shown), "plan.json"), *narrow)
 
 
 def _distinct(devices: Sequence[DevicePlan]) -> tuple[list[DevicePlan], int]:
@@ -163,13 +165,10 @@ def _measured(summary: Summary) -> RenderableType:
             off = units.off(value, expected, points=show is units.percent)
             table.add_row(label, Text(show(value), "bold"), planned, off, Text(note, "dim"))
 
-    new = cells.plural(summary["tokens"]["completion"], "new token")
-    add(
-        "tokens/s",
-        "tokens_per_s",
-        units.amount,
-        f"{new} in {units.duration(summary['generate_s'])}",
-    )
+    kind = tokens_of(summary.get("task", "generate")).removesuffix("s")
+    made = cells.plural(summary["tokens"]["completion"], kind)
+    took = units.duration(summary["generate_s"])
+    add("tokens/s", "tokens_per_s", units.amount, f"{made} in {took}")
     outcome = Text.assemble(
         (f"{units.count(rows['ok'])} ok", "dim"),
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,14 +38,12 @@ class Screen:
         """Draw ``state`` (state.RunState as a dict)."""
         shares = self._shares.look(state["ranks"])
         rows = max(4, self._console.height - FRAME)
-        self._live.update(screen(state, shares, time.time(), rows), refresh=True)
+        self._live.update(screen(state, shares, rows), refresh=True)
 
 
-def screen(
-    state: State, shares: Mapping[Key, Mapping[str, float]], now: float, rows: int
-) -> RenderableType:
+def screen(state: State, shares: Mapping[Key, Mapping[str, float]], rows: int) -> RenderableType:
     """Progress, worlds, what the time went into so far, and at most ``rows`` ranks, those that lag first."""
-    lagging = stragglers(state["ranks"], now)
+    lagging = stragglers(state["ranks"])
     return Group(
         *head_lines(state),
         *_worlds(state),

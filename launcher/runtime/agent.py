@@ -29,11 +29,11 @@ from launcher.plan.plan import Plan
 from launcher.plan.sums import recheck
 from launcher.records import Attempt
 from launcher.run import Run, read_json
-from launcher.runtime import coordinator, network, process, restarts, tracker
+from launcher.runtime import coordinator, failure, network, process, restarts, tracker
 from launcher.runtime.exporter import Exporter
 from launcher.runtime.launch import World, launch_argv, script_argv
 from launcher.runtime.notify import notify
-from launcher.runtime.outcome import Outcome, conclude, raise_outcome
+from launcher.runtime.outcome import Outcome, conclude, noting, raise_outcome
 from launcher.runtime.rendezvous import Meeting, Node, check_start, meet
 from launcher.runtime.watchdog import Watchdog
 
@@ -74,7 +74,8 @@ def run_agent(path: str) -> str:
     """
     run = Run.open(path)
     try:
-        return _run(run, Node.in_job(Plan.read(run.plan)))
+        with failure.refusals(run):
+            return _run(run, Node.in_job(Plan.read(run.plan)))
     except Superseded as error:
         logs.get_logger().warning("this agent ends, and touches nothing: %s", error.what)
         return "superseded"
@@ -133,7 +134,7 @@ def _attempt(
 ) -> str:
     attempt = meeting.attempt
     world = World(plan.world_size, node.count, node.index, meeting.address, meeting.port)
-    with meeting.lifelines, _told(run, spec, node, meeting):
+    with meeting.lifelines, _told(run, spec, node, meeting), failure.refusals(run):
         if node.index == 0:
             recheck(Path(spec.model.path), read_json(run.weights) or {})
         child = process.start(
@@ -147,11 +148,13 @@ def _attempt(
         )
         outcome = watchdog.watch()
         ledger.check_current(run, attempt)
-        conclude(run, attempt, node.index, outcome)
+        with noting(run, outcome):
+            conclude(run, attempt, node.index, outcome)
         if node.index > 0:
             return outcome.kind  # node 0 speaks for the world
         outcome = _final(run, spec, node, attempt, watchdog.gather(outcome), stop)
-    ledger.end_attempt(run, attempt, asdict(outcome))
+        with noting(run, outcome):
+            ledger.end_attempt(run, attempt, asdict(outcome))
     logs.get_logger().info("attempt %s ended: %s", attempt.name, outcome.kind)
     finished = _finish(run, spec)
     again = not finished and _goes_on(node, outcome, stop)
@@ -261,7 +264,9 @@ def main(path: str) -> int:
     """The agent of a run on this machine alone, a child of `launcher run`: one line of JSON on stdout says how it ended."""
     result: dict[str, Any]
     try:
-        result, code = {"outcome": _run(Run.open(path), Node.alone())}, 0
+        run = Run.open(path)
+        with failure.refusals(run):
+            result, code = {"outcome": _run(run, Node.alone())}, 0
     except LauncherError as error:
         result, code = error.as_dict(), error.exit_code
     except Exception as error:  # noqa: BLE001 - the last frame: whoever reads stdout is told, too

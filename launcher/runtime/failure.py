@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.errors import LauncherError, RunFailed
@@ -33,6 +35,15 @@ CAUSES = {
     -signal.SIGILL: "a library that was built for other processors than this host's",
 }
 NO_MEMORY = "fewer batch.slots, a shorter batch.max_length, or more memory for the job"
+
+
+@contextlib.contextmanager
+def refusals(run: Run) -> Iterator[None]:
+    """An OSError in the block becomes a RunFailed that names its file, or at least the run."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed.of_system(error, run.path, f"launcher resume {run.path}") from error
 
 
 def of_ranks(
@@ -74,6 +85,8 @@ def of_exception(error: Exception) -> LauncherError:
             cause="the batch takes more than the plan counted, or somebody else uses the memory",
             fix=f"{NO_MEMORY}; launcher plan says what is counted",
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return RunFailed.of_system(error)
     return LauncherError(told)
 
 

@@ -133,7 +133,7 @@ def _serve(server: Server, beat: Heartbeat) -> None:
         # The thread of the heartbeat writes it. Only a rank in a step can be stuck in one.
         status.phase = "running" if in_step else "serving"
         status.steps += in_step
-        beat.measured(peak_memory_bytes=peak_memory())
+        beat.measured(**peak_memory())
 
     beat.phase("serving")
     beat.measured(**server.serve(working))
@@ -147,14 +147,14 @@ def _between_steps(engine: Loop[Any, Any], beat: Heartbeat, recorder: Recorder) 
     status.prompt_tokens = done.prompt_tokens
     status.completion_tokens = done.completion_tokens
     recorder.count_tokens(done.completion_tokens)
-    beat.measured(peak_memory_bytes=peak_memory())
+    beat.measured(**peak_memory())
     return beat.draining.is_set()
 
 
 def _in_sweep(beat: Heartbeat) -> None:
     """A sweep over weights on disk may take minutes: each block that is done shows that it goes on."""
     beat.status.blocks += 1
-    beat.measured(peak_memory_bytes=peak_memory())
+    beat.measured(**peak_memory())
 
 
 def storage_bytes() -> int:
@@ -175,12 +175,18 @@ def first_token_figures(seconds: Iterable[float]) -> dict[str, float]:
     }
 
 
-def peak_memory() -> int:
-    """Bytes: on a GPU the most that tensors took, over this process's GPUs; else the largest resident set so far."""
+def peak_memory() -> dict[str, float]:
+    """Figures, in bytes: on a GPU the most that tensors took, over this process's GPUs and, of several, of each by its
+    place among them; else the largest resident set so far."""
     import torch
 
     if torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+        each = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+        several = enumerate(each) if len(each) > 1 else ()
+        return {
+            "peak_memory_bytes": sum(each),
+            **{f"peak_memory_bytes@gpu{number}": peak for number, peak in several},
+        }
     # Not getrusage: what it tells of a process that was forked and then became another counts its parent's memory.
     status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) * 1024
+    return {"peak_memory_bytes": int(status[status.index("VmHWM:") + 1]) * 1024}

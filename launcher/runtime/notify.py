@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 from launcher import environ, ledger
-from launcher.disk import create_exclusive, read_json
+from launcher.disk import create_exclusive
 from launcher.errors import LauncherError
 from launcher.job.spec import JobSpec
 from launcher.logs import get_logger
@@ -48,7 +48,7 @@ def notify(run: Run, spec: JobSpec, state: str, message: str = "") -> None:
 
 
 def _facts(run: Run, state: str, message: str) -> dict[str, str]:
-    manifest = read_json(run.manifest)
+    manifest = ledger.read_manifest(run)
     if manifest is not None:
         done, failed = manifest["rows"]["total"], manifest["rows"]["failed"]
     else:

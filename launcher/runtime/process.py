@@ -146,6 +146,12 @@ def start_time(pid: int) -> int | None:
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
 
 
+def cpu_ticks(pid: int) -> int | None:
+    """Clock ticks for which ``pid`` has computed; None for nobody."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[11]) + int(fields[12])
+
+
 def exit_code(pid: int) -> int | None:
     """How somebody else's child ended, as in Popen's ``returncode``, as long as its parent has not asked; else None.
 

@@ -5,6 +5,7 @@ It checks that the world is the planned one, joins the gang, loads its placement
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import os
@@ -95,13 +96,17 @@ def _log_to(run: Run, attempt: Attempt, rank: int) -> None:
 
 
 def _leave_error(run: Run, attempt: Attempt, rank: int, error: LauncherError) -> int:
-    traceback.print_exc()
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk may be what failed it: the exit code still tells
+        traceback.print_exc()
     host = os.uname().nodename
     error.where = f"rank {rank} on {host}" + (f", {error.where}" if error.where else "")
     error.fix = (
         error.fix or f"see {run.log(attempt, f'rank-{rank:04d}')}; launcher resume {run.path}"
     )
-    write_json(run.rank_error(attempt, rank), error.as_dict())
+    with contextlib.suppress(OSError):
+        write_json(run.rank_error(attempt, rank), error.as_dict())
     return error.exit_code
 
 

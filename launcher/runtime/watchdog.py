@@ -22,6 +22,7 @@ from launcher.plan.plan import Plan
 from launcher.records import Attempt
 from launcher.run import Run, read_json, request_drain, write_json
 from launcher.runtime import failure, process
+from launcher.runtime.freshness import AWAKE_S, Freshness
 from launcher.runtime.lifeline import Lifelines
 from launcher.runtime.oom import OomKills
 from launcher.runtime.outcome import Outcome
@@ -30,27 +31,6 @@ POLL_S = 0.1
 BEAT_S = 1.0
 GONE_S = 1.0  # for `accelerate launch` to say how a rank ended
 DEAF_S = 5.0  # a rank that has not begun to drain by then waits for something that may never come
-AWAKE_S = 2.0  # a round of the watch that takes longer was not this process's own doing
-
-
-@dataclass
-class Freshness:
-    """How long a value that another process keeps changing has stood still, by this process's own clock:
-    clocks of two hosts may be an hour apart."""
-
-    seen: dict[Any, tuple[Any, float]] = field(default_factory=dict)
-
-    def age(self, key: Any, value: Any) -> float:
-        before = self.seen.get(key)
-        if before is None or before[0] != value:
-            self.seen[key] = (value, time.monotonic())
-            return 0.0
-        return time.monotonic() - before[1]
-
-    def forgive(self, seconds: float) -> None:
-        """Leave a time out in which this process itself stood still."""
-        if seconds:
-            self.seen = {key: (value, at + seconds) for key, (value, at) in self.seen.items()}
 
 
 @dataclass
@@ -115,6 +95,7 @@ class Watchdog:
     def _check_current(self) -> None:
         if time.monotonic() - self.last_look >= BEAT_S:
             self.last_look = time.monotonic()
+            self.run.job.stat()  # raises FileNotFoundError where the run directory is gone
             ledger.check_current(self.run, self.attempt)
 
     def _look(self) -> None:

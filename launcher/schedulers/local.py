@@ -9,22 +9,42 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import IO, NoReturn
 
+from launcher import ledger
 from launcher.errors import LauncherError, RunFailed
-from launcher.run import Run, write_json
+from launcher.records import Attempt
+from launcher.run import Run, read_json, write_json
 from launcher.runtime import process
+from launcher.runtime.freshness import AWAKE_S, Freshness
+from launcher.runtime.outcome import Outcome
+
+POLL_S = 0.2
 
 
 @dataclass
 class LocalJob:
-    """A run that is under way as a child of this process."""
+    """A run that is under way as a child of this process. ``patience_s`` (limits.stall): how long its agent may be silent."""
 
     run: Run
-    agent: subprocess.Popen[str]
+    agent: subprocess.Popen[bytes]
+    said: IO[str]  # the agent's last word, when it has ended
+    patience_s: float
+    fresh: Freshness = field(default_factory=Freshness)
+    looked: float = field(default_factory=time.monotonic)
 
     def running(self) -> bool:
         return self.agent.poll() is None
+
+    def check(self) -> None:
+        """To be called again and again. Raises RunFailed where the agent has stood still for too long: it and its attempt
+        are ended then."""
+        before, self.looked = self.looked, time.monotonic()
+        self.fresh.forgive(max(0.0, self.looked - before - AWAKE_S))  # this process was suspended
+        for attempt in self.run.list_attempts(0)[-1:]:
+            if self._silent_s(attempt) > self.patience_s:
+                self._give_up(attempt)
 
     def stop(self) -> None:
         """Ask for a drain: rows in flight are given up, finished rows stay."""
@@ -37,14 +57,15 @@ class LocalJob:
 
     def result(self) -> str:
         """Wait for the agent; ``done`` or ``drained``. Raises the error that ended it."""
-        assert self.agent.stdout is not None
-        said = self.agent.stdout.read()
-        code = self.agent.wait()
+        while self.running():
+            time.sleep(POLL_S)
+            self.check()
+        self.said.seek(0)
         try:
-            result = json.loads(said)
+            result = json.load(self.said)
         except ValueError:
             raise RunFailed(
-                f"the agent ended with exit code {code} and said nothing",
+                f"the agent ended with exit code {self.agent.returncode} and said nothing",
                 where=socket.gethostname(),
                 cause="it was killed from outside",
                 fix=f"launcher resume {self.run.path}",
@@ -53,25 +74,46 @@ class LocalJob:
             raise LauncherError.from_dict(result)
         return str(result["outcome"])
 
+    def _silent_s(self, attempt: Attempt) -> float:
+        """For how long the agent has neither beaten nor computed while its ranks are at work; else 0."""
+        state = read_json(self.run.node(attempt, 0))
+        if state is None or state["outcome"] or ledger.is_over(self.run, attempt):
+            return 0.0
+        # A beat can't be written to a full disk.
+        return self.fresh.age(attempt, (state["beat"], process.cpu_ticks(self.agent.pid)))
+
+    def _give_up(self, attempt: Attempt) -> NoReturn:
+        self.kill()
+        error = RunFailed(
+            f"the agent has been silent for limits.stall ({self.patience_s:.0f} s)",
+            where=f"process {self.agent.pid} on {socket.gethostname()}",
+            cause="it was stopped, or waits for a filesystem that does not answer",
+            fix=f"launcher resume {self.run.path}",
+        )
+        ledger.end_attempt(self.run, attempt, asdict(Outcome("failed", error.as_dict())))
+        raise error
+
 
 def start(run: Run) -> LocalJob:
     """Start the agent of a run on this machine and note it in the run."""
+    from launcher.job.load import load_resolved  # `status` can do without
+
     parent = os.getpid()
+    said = os.fdopen(os.memfd_create("agent"), "w+")  # no disk is full for it, and no pipe
     with (run.path / "logs" / "agent-local.log").open("a") as errors:
         agent = subprocess.Popen(
             process.python("launcher.runtime.agent", str(run.path)),
             cwd=run.path,  # `python -m` imports from its working directory first: not from the user's files
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=said,
             stderr=errors,
-            text=True,
             start_new_session=True,  # the terminal's ^C is ours to pass on
             preexec_fn=lambda: process.die_with_parent(parent),  # noqa: PLW1509 - no threads yet
         )
     job = f"{agent.pid}.{process.start_time(agent.pid)}@{socket.gethostname()}"
     noted = {"scheduler": "local", "jobs": [job], "start": run.starts(), "started": time.time()}
     write_json(run.jobs, noted)
-    return LocalJob(run, agent)
+    return LocalJob(run, agent, said, load_resolved(run.job).limits.stall)
 
 
 def states(jobs: list[str]) -> dict[str, str]:

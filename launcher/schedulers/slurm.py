@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from launcher import environ, logs
-from launcher.errors import SlurmRefused
+from launcher.errors import RunFailed, SlurmRefused
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.run import Run, write_json
 
 CLIENT_TIMEOUT_S = 10.0
+# slurmstepd's word of scancel; where a limit or a node ended the job, it says DUE TO what.
+CANCELLED = re.compile(r"CANCELLED AT \S+ \*\*\*")
+TAIL_BYTES, TAIL_LINES = 8192, 10  # of a job's log
 # Nothing is imported from the directory that the job was submitted in.
 SAFE_PATH = "export PYTHONSAFEPATH=1"
 # A job that starts again counts its steps from 0 again, and Slurm knows a step by its number alone: what srun on a node
@@ -117,6 +120,25 @@ def states(jobs: list[str]) -> dict[str, str]:
         return dict.fromkeys(jobs, "unknown")
     said = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
     return {job: _state(said.get(job)) for job in jobs}
+
+
+def ended_early(run: Run, jobs: list[str]) -> RunFailed | None:
+    """What to tell of ``jobs`` that are gone and whose agents have never opened an attempt; None of those that never
+    ran, or were cancelled."""
+    for job in jobs:
+        log = run.submitit / f"{job}_0_log.out"
+        said = log.read_text(errors="replace")[-TAIL_BYTES:] if log.exists() else None
+        if said is None or CANCELLED.search(said):
+            continue
+        lines = said.rstrip().splitlines()[-TAIL_LINES:]
+        return RunFailed(
+            "the job ended before its agent had opened an attempt"
+            + "".join(f"\n    | {line}" for line in lines),
+            where=f"Slurm job {job}",
+            cause=None if "submitit" in said else "a line of slurm.setup failed",
+            fix=f"launcher resume {run.path} when that is mended (log: {log})",
+        )
+    return None
 
 
 def stop(jobs: list[str]) -> None:

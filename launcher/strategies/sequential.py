@@ -20,6 +20,7 @@ from launcher.measure.spans import Recorder
 from launcher.plan import advice
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.course import Replayed
+from launcher.plan.hardware import room
 from launcher.plan.machines import Machines
 from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import Share
@@ -89,7 +90,8 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
         notes += advice.why_not(replica, batch, fitted.slots)
     notes += advice.slow_dtype(machines, subject.dtype)
     device_map = replica.device_map(batch)
-    _check_offload(checkpoint, options, device_map)
+    if "disk" in device_map.values():
+        _check_offload(checkpoint, options, machines)
     if family(checkpoint.config) is None and len(device_map) > 1:
         notes.append(
             "the modules' names are guessed from the checkpoint's: this model_type is new here"
@@ -225,14 +227,21 @@ def _check_gpus(options: Options, gpus: int) -> None:
             )
 
 
-def _check_offload(checkpoint: Checkpoint, options: Options, device_map: DeviceMap) -> None:
-    """Raises UsageError where weights would have to be written to a folder that is not given."""
-    fused = any(".experts." in name for name in checkpoint.tensors)
-    if fused and "disk" in device_map.values() and options.offload_dir is None:
+def _check_offload(checkpoint: Checkpoint, options: Options, machines: Machines) -> None:
+    """Raises UsageError where the folder for weights on disk is needed and not given, or can't be written here."""
+    where, fused = "parallel.options.offload_dir", any(".experts." in n for n in checkpoint.tensors)
+    if fused and options.offload_dir is None:
         raise UsageError(
             "experts are fused while loading, so those on disk can't be read from the checkpoint",
-            where="parallel.options.offload_dir",
+            where=where,
             fix="set it to a folder on a disk of the node, or leave more layers in memory",
+        )
+    # A node of a cluster is asked when its ranks load.
+    if machines.here and options.offload_dir is not None and not room(options.offload_dir):
+        raise UsageError(
+            f"nothing can be written to {options.offload_dir}, or there is no room",
+            where=where,
+            fix="set it to a folder on a disk that you may write to",
         )
 
 

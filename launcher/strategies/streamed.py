@@ -6,18 +6,21 @@ groups, so a large batch makes it worth its reading; what memory is left over ke
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from launcher.errors import UsageError
 from launcher.job.section import Matching
 from launcher.job.spec import JobSpec, Section
 from launcher.measure.spans import Recorder
+from launcher.plan.advice import enough_gpus, unused
 from launcher.plan.budget import BUFFERS, FREE_SHARE, HOST_SHARE, Budget
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.course import Replayed
-from launcher.plan.hardware import room
+from launcher.plan.hardware import in_memory, room
 from launcher.plan.homes import Home, homes
 from launcher.plan.kept import not_streamed
 from launcher.plan.machines import Machines
@@ -33,10 +36,19 @@ if TYPE_CHECKING:
     from launcher.model.step import StepModel
 
 
+LEAST = 2**20  # bytes of memory; who says less forgot a unit
+
+
+def _sized(memory: int) -> int:
+    if memory < LEAST:
+        raise ValueError("should be 1 MiB at least, with a unit, such as 70GiB")
+    return memory
+
+
 class Options(Section):
     """What `parallel.options` may hold under `streamed`."""
 
-    memory: Bytes | None = Field(
+    memory: Annotated[Bytes, AfterValidator(_sized)] | None = Field(
         None, description="of a replica's device, for everything; without it, all that is free"
     )
     prefetch: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = Field(
@@ -45,6 +57,10 @@ class Options(Section):
     spill_dir: Annotated[str, Matching(r"/.*", "an absolute path")] | None = Field(
         None, description="of the node: a folder on disk for the KV cache that memory can't hold"
     )
+
+    @property
+    def spill_folder(self) -> Path:
+        return Path(self.spill_dir or tempfile.gettempdir())
 
 
 def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Demand) -> Plan:
@@ -64,6 +80,7 @@ def place(checkpoint: Checkpoint, machines: Machines, spec: JobSpec, demand: Dem
     if machines.device == "cpu" or draft.spilled:
         notes.append(machines.host_note)
     notes += _told(draft) if best else [_too_small(draft, budget)]
+    notes += _wasted(draft, len(ranks) // machines.nodes) + _not_as_asked(draft, options, budget)
     replayed = draft.replayed()
     return Plan(
         fits=best is not None,
@@ -130,7 +147,8 @@ def _budget(subject: Subject, options: Options, ranks_per_node: int) -> Budget:
     there = machines.gpu.memory_bytes if machines.gpu else host
     beside = int(host * HOST_SHARE) if machines.gpu else None
     if beside is None and machines.here:  # a node of a cluster is asked when its ranks load
-        beside = int(FREE_SHARE * room(options.spill_dir)) // ranks_per_node
+        folder = options.spill_folder
+        beside = 0 if in_memory(folder) else int(FREE_SHARE * room(str(folder))) // ranks_per_node
     return Budget(
         subject,
         memory=there if options.memory is None else min(options.memory, there),
@@ -182,6 +200,29 @@ def _told(draft: Draft) -> list[str]:
         found.append(
             f"{gib(draft.spilled)} of KV cache are kept {place} and moved at every sweep: "
             f"that of {batch.groups - draft.kept} of {batch.groups} groups"
+        )
+    return found
+
+
+def _wasted(draft: Draft, ranks_per_node: int) -> list[str]:
+    """GPUs that are empty, and how many would make streaming needless."""
+    found = unused(draft.subject.machines, ranks_per_node, "replicas")
+    return found if draft.buffers is None else [*found, *enough_gpus(draft.subject)]
+
+
+def _not_as_asked(draft: Draft, options: Options, budget: Budget) -> list[str]:
+    machines, folder = draft.subject.machines, options.spill_folder
+    found = []
+    if options.memory is not None and options.memory > budget.memory:
+        found.append(
+            f"parallel.options.memory: {gib(options.memory)} are more than a rank's device has: "
+            f"planned with {gib(budget.memory)}"
+        )
+    on_disk = machines.here and machines.device == "cpu" and draft.buffers is not None
+    if on_disk and in_memory(folder):
+        found.append(
+            f"no KV cache goes to {folder}, which is in memory (tmpfs): "
+            "parallel.options.spill_dir names a folder on a disk"
         )
     return found
 

@@ -29,6 +29,11 @@ UNPREDICTED = (
     "backend tensor_parallel reads the whole checkpoint into host memory first, and its speed is not predicted; "
     "backend transformers was the faster one on CPUs (python -m benchmarks.tensor)"
 )
+# Of a DevicePlan, what is predicted of shards that are ranks of their own, and does not hold for threads of one.
+OF_RANKS = (
+    *("utilization", "bubble", "transfer", "weights"),
+    *("prefill_s", "decode_s", "load_s", "bytes_read"),
+)
 
 
 class Options(Section):
@@ -99,7 +104,7 @@ def _threaded(plan: Plan) -> Plan:
 
 
 def _of_replica(device: DevicePlan) -> DevicePlan:
-    return device.model_copy(update={"rank": device.replica, "utilization": None, "bubble": None})
+    return device.model_copy(update={"rank": device.replica, **dict.fromkeys(OF_RANKS)})
 
 
 def _together(shards: list[Placement]) -> Placement:

@@ -199,6 +199,15 @@ def test_no_page_is_wider_than_its_window(shown: Page, width: int) -> None:
     assert canvas(shown)[2] > 0.8 * min(width, 1160) - 60
 
 
+def test_no_table_is_cut_off_on_a_desktop(page: Page, tmp_path: Path) -> None:
+    run = Pipeline(steps=4, replicas=2).write(tmp_path)
+    write_report(run)
+    show(page, run)
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert page.run(f"{tables}.length") == 6
+    assert page.run(f"{tables}.every(box => box.scrollWidth <= box.clientWidth)")
+
+
 def test_it_has_a_dark_theme_and_prints_in_the_light_one(shown: Page) -> None:
     light = colour(shown, "paper")
     dark_scheme = [{"name": "prefers-color-scheme", "value": "dark"}]

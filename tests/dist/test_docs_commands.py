@@ -29,6 +29,7 @@ ONLY_READ = {
     "": "tests/unit/test_cli.py",  # --help, --install-completion
 }
 RUN_OF = ("run", "check")  # parameters that name a run
+OWN_PROMPTS = re.compile(r"path: prompts\.jsonl")  # beside a spec that a reader writes
 LINKED = ("configs", "tests", "slurm", "docs", "benchmarks", "Makefile")
 ALL = [command for page in PAGES for block in blocks(page) for command in commands(block)]
 OURS = [command for command in ALL if "launcher" in command.words[:1] or "srun" in command.words[0]]
@@ -64,10 +65,9 @@ def once(found: list[Command]) -> list[Command]:
 
 
 def checkout(folder: Path) -> Path:
-    """``folder`` as if it were the repository's, with prompts beside the specs that a reader writes."""
+    """``folder`` as if it were the repository's."""
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
-    shutil.copy(ROOT / "configs" / "demo" / "prompts.jsonl", folder)
     return folder
 
 
@@ -103,6 +103,8 @@ def test_command(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name, text in specs(command).items():
         (tmp_path / name).write_text(text)
+        if OWN_PROMPTS.search(text):
+            shutil.copy(ROOT / "configs" / "demo" / "prompts.jsonl", tmp_path)
     context = parse(words)
     if context.info_name == "run" and is_here(context.params):
         launcher(*words[1:], "--run-dir", tmp_path / "run", code=command.ends_with, cwd=tmp_path)

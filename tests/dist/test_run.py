@@ -142,8 +142,8 @@ def test_a_run_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
     spec = write_job(tmp_path, 3)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("keep")
-    refused = launcher("run", spec, "--run-dir", tmp_path / "run", code=75)
-    assert "exists already" in refused.stderr
+    refused = launcher("run", spec, "--run-dir", tmp_path / "run", code=2)
+    assert "is not empty, and is no run" in refused.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
 
 

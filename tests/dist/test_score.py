@@ -113,17 +113,20 @@ def test_the_tiny_model_knows_the_answers_and_an_interrupted_run_goes_on(tmp_pat
     # Two ranks compute with a thread each: on cores that others use, threads of one rank wait for each other.
     spec = write_job(tmp_path, question_rows(MANY), task="score", parallel={"replicas": 2})
     running = subprocess.Popen(
-        command("run", spec, "--run-dir", run),
+        command("run", spec, "--run-dir", run, "--json"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **Gate(tmp_path / "gate", 60).env},
     )
     wait_for(lambda: journaled(run) > 20)
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=PATIENCE_S)
+    said, _ = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
+    told = json.loads(said)
+    assert (told["error"], told["where"], told["exit_code"]) == ("Interrupted", str(run), 130)
+    assert told["fix"] == f"launcher resume {run}"
     assert 20 < journaled(run) < MANY
-    launcher("resume", run)
+    assert " scored tokens in " in launcher("resume", run).stdout
     assert journaled(run) == MANY, "what was done was done again"
     outputs = read_rows(run / "outputs.jsonl")
     given = {row["id"]: row for row in question_rows(MANY)}

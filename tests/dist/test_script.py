@@ -116,6 +116,9 @@ def test_what_a_script_is_told(tmp_path: Path) -> None:
     assert "ACCELERATE_USE_FSDP" not in told
     assert "RANK" not in told, "a world of one has no rendezvous, so nobody is to look for it"
     assert not (tmp_path / "x").exists()
+    assert "a script, no rows to judge" in launcher("verify", run).stdout
+    checked = launcher("plan", "--check", run).stdout
+    assert "wall time" in checked and "tokens" not in checked
 
 
 def test_a_rank_that_fails_is_named_with_its_last_words_and_resume_tries_again(

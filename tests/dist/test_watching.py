@@ -48,7 +48,7 @@ def test_a_resume_that_only_gathers_results_tells_it_too(tmp_path: Path) -> None
     run = tmp_path / "run"
     spec = write_job(tmp_path, 20)
     crash = {"LAUNCHER_CRASH": "outputs.written:1:EIO"}
-    launcher("run", spec, "--run-dir", run, code=3, env=crash)
+    launcher("run", spec, "--run-dir", run, code=75, env=crash)
     metrics = run / "metrics.prom"
     assert 'launcher_rows{run="run",state="ok"} 20' in metrics.read_text()
     assert 'launcher_complete{run="run"} 0' in metrics.read_text()

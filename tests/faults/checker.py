@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 OUTPUT = {"index", "id", "text", "finish_reason", "prompt_tokens", "completion_tokens"}
-ERROR = {"index", "id", "code", "message"}
+ERROR = {"index", "id", "code", "message", "file", "line"}
+PLACE = {"file", "line"}  # of an error, in no journal: the input tells it
 ATTEMPT = re.compile(r"(w\d{4})-a(\d{4})")
 
 Row = dict[str, Any]
@@ -105,15 +106,20 @@ def _once_and_in_order(outputs: list[Row], errors: list[Row], manifest: Row) -> 
 
 def _of_the_input(rows: list[Row], manifest: Row) -> Iterator[str]:
     """Every row under the id that the input gives it; a row without one is called by its number."""
-    lines: list[bytes] = []
+    lines, places = list[bytes](), list[tuple[str, int]]()
     for entry in manifest["input"]:
-        lines += [line for line in Path(entry["path"]).read_bytes().split(b"\n") if line.strip()]
+        for number, line in enumerate(Path(entry["path"]).read_bytes().split(b"\n"), 1):
+            if line.strip():
+                lines.append(line)
+                places.append((entry["path"], number))
     if len(lines) != manifest["rows"]["total"]:
         yield f"the input has {len(lines)} rows, the manifest says {manifest['rows']['total']}"
     for row in rows:
+        if "line" in row and (row["file"], row["line"]) not in places[row["index"] :][:1]:
+            yield f"row {row['index']} is not in {row['file']}:{row['line']}"
         try:
             asked = json.loads(lines[row["index"]])
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             continue  # a row that can't be asked, or one that _once_and_in_order tells of
         if isinstance(asked, dict) and str(asked.get("id", row["index"])) != row["id"]:
             yield f"row {row['index']} has the id {row['id']!r}, the input says {asked.get('id')!r}"
@@ -130,7 +136,8 @@ def _from_journals(run: Path, rows: list[Row], damaged: int) -> Iterator[str]:
             known.setdefault(record["index"], []).append(record)
     yield from found if len(found) != damaged else ()
     for row in rows:
-        if row not in known.get(row["index"], []):
+        record = {key: value for key, value in row.items() if key not in PLACE}
+        if record not in known.get(row["index"], []):
             yield f"row {row['index']} is not in any journal as it is in the results"
 
 

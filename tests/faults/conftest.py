@@ -23,11 +23,14 @@ def play() -> Iterator[Play]:
 
 @pytest.fixture(scope="session")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job with some rows that can't be asked among the others."""
+    """A job with some rows that can't be asked among the others, one of them for its depth."""
     rows = prompt_rows(ROWS)
     rows[7] = {"id": "nothing asked"}
     rows[9] = rows[8]
-    return write_job(tmp_path_factory.mktemp("job"), rows)
+    path = write_job(tmp_path_factory.mktemp("job"), rows)
+    with (path.parent / "prompts.jsonl").open("a") as file:
+        file.write('{"id": "deep", "prompt": ' + "[" * 100_000 + "\n")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def _command(planned: Any, path: Path) -> int:
     from launcher import control, prepare
     from launcher.errors import LauncherError
     from launcher.run import Run
-    from launcher.runtime import agent
+    from launcher.runtime import agent, failure
     from launcher.runtime.rendezvous import Node
 
     run = Run(path)
@@ -175,8 +175,9 @@ def _command(planned: Any, path: Path) -> int:
             run = prepare.create_run(planned, path)
         elif control.scheduler_to_resume(run) is None:
             return 0
-        control.start_here(run)
-        agent._run(run, Node.alone())
+        with failure.refusals(run):  # as command and agent do
+            control.start_here(run)
+            agent._run(run, Node.alone())
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -52,12 +52,30 @@ def test_a_full_disk_is_told_and_loses_nothing(
     run, said = disk / "run", tmp_path / "said"
     assert play(spec, run, crash=point) != 0
     ballast = fill(disk)
-    assert play(spec, run, said=str(said)) > 0
-    assert "No space left on device" in said.read_text()
+    assert play(spec, run, said=str(said)) == 75
+    for word in ("No space left on device", str(run), "make room there, then launcher resume"):
+        assert word in said.read_text()
     assert not (run / "manifest.json").exists()
     ballast.unlink()
     assert play(spec, run) == 0
     assert check(run, rehearsed) == []
+
+
+@pytest.mark.parametrize(
+    ("order", "word"),
+    [
+        ({}, "ended.json: No space left on device"),
+        ({"hunger": "limit"}, "out of memory: MemoryError"),
+    ],
+)
+def test_how_an_attempt_ended_is_told_where_it_can_not_be_written(
+    order: dict[str, str], word: str, play: Play, spec: Path, memory: Path, tmp_path: Path
+) -> None:
+    run, said = memory / "run", tmp_path / "said"
+    assert play(spec, run, crash="ended.written:1:ENOSPC", said=str(said), **order) == 75
+    assert word in said.read_text()
+    assert "make room there, then " in said.read_text()
+    assert play(spec, run) == 0
 
 
 @pytest.mark.parametrize("point", ["job.published", "merged.created"])

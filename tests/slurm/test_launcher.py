@@ -177,6 +177,22 @@ def test_refused_by_sbatch(cluster: Cluster, env: dict[str, str], tmp_path: Path
     assert "nvalid partition" in refused.stderr
 
 
+def test_a_job_that_never_came_to_its_agent_says_why(
+    cluster: Cluster, env: dict[str, str], tmp_path: Path
+) -> None:
+    run, fails = tmp_path / "run", {"setup": ["echo no such module >&2; exit 3"]}
+    submit(write_job(tmp_path, 4, slurm=fails), run, env)
+    wait_for(lambda: state(run, env)["state"] == "failed")
+    failure = state(run, env)["failure"]
+    assert "| no such module" in failure["what"]
+    assert failure["cause"] == "a line of slurm.setup failed"
+    other, waits = tmp_path / "other", {"setup": [f"touch {tmp_path}/began; sleep 600"]}
+    submit(write_job(tmp_path, 4, slurm=waits), other, env)
+    wait_for((tmp_path / "began").exists)
+    launcher("cancel", other, env=env)
+    assert (state(other, env)["state"], state(other, env)["failure"]) == ("stopped", None)
+
+
 def test_gpus_are_asked_for_and_dealt_out(
     cluster: Cluster, env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,13 +16,14 @@ from models import make_model
 from transformers import AutoModelForCausalLM
 
 from launcher.errors import PreflightError
-from launcher.model import attention, runner
-from launcher.model.attention import NAME, Piece, Pieces, use_pieces
+from launcher.model import attention, flash, runner
+from launcher.model.attention import NAME, Piece, Pieces, attending, use_flash, use_pieces
 from launcher.model.runner import StageRunner
 from launcher.model.step import Step
 from launcher.plan.plan import Batch
 
 LENGTHS = [3, 70, 5, 300]
+MIXED = Batch(groups=1, slots=4, max_length=60, prefill_chunk=512)
 
 
 def step(kind: str, tokens: torch.Tensor, starts: list[int], counts: list[int]) -> Step:
@@ -77,17 +83,81 @@ def test_each_row_attends_to_its_own_positions_alone(
     assert torch.equal(found.argmax(-1), apart.argmax(-1))
 
 
+def kernels(query: Any, key: Any, value: Any, ends: list[int], **settings: Any) -> torch.Tensor:
+    """What flash-attn documents of its functions: (b, q, heads, width); row i's queries are the last of ``ends[i]``
+    positions, of which ``window_size`` are seen to the left."""
+    left, right = settings["window_size"]
+    assert settings["causal"] and right in (-1, 0)
+    shared, count = query.shape[2] // key.shape[2], query.shape[1]
+    found = []
+    for row, end in enumerate(ends):
+        own, seen = torch.arange(end - count, end)[:, None], torch.arange(end)[None]
+        hidden = (seen > own) | ((seen < own - left) if left >= 0 else torch.tensor(False))
+        keys, values = (
+            x[row, :end].repeat_interleave(shared, 1).transpose(0, 1) for x in (key, value)
+        )
+        scores = query[row].transpose(0, 1) @ keys.transpose(1, 2) * settings["softmax_scale"]
+        if cap := settings["softcap"]:
+            scores = cap * (scores / cap).tanh()
+        found.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values).transpose(0, 1))
+    return torch.stack(found)
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for flash-attn, whose kernels no CPU runs; in 32 bits, too."""
+    made = ModuleType(flash.PACKAGE)
+    made.__spec__ = ModuleSpec(flash.PACKAGE, None)
+
+    def whole(query: Any, key: Any, value: Any, **settings: Any) -> torch.Tensor:
+        return kernels(query, key, value, [key.shape[1]] * len(key), **settings)
+
+    def cached(query: Any, key: Any, value: Any, cache_seqlens: Any, **settings: Any) -> Any:
+        assert cache_seqlens.dtype == torch.int32
+        return kernels(query, key, value, cache_seqlens.tolist(), **settings)
+
+    made.flash_attn_func, made.flash_attn_with_kvcache = whole, cached  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, flash.PACKAGE, made)
+    monkeypatch.setattr(flash, "DTYPES", (torch.float32,))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "mixtral", "mistral"])
+def test_flash_attention_does_without_masks(
+    architecture: str, tmp_path: Path, package: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(make_model(tmp_path, architecture), "eager")
+    twin = copy.deepcopy(model)
+    use_flash(twin)
+    monkeypatch.setattr(attention, "_attend", None)
+    mixed_steps(StageRunner(twin, MIXED).run, model)
+
+
+def test_flash_attention_is_refused_where_it_would_be_wrong(tmp_path: Path, package: None) -> None:
+    whole = load(make_model(tmp_path, "gemma2"))
+    piece = Pieces([Piece(slice(0, 1), slice(0, 1), 4, None)], 0)
+    states = torch.randn(1, 2, 1, 8)
+    with attending(piece), pytest.raises(PreflightError, match="where rows branch"):
+        attention.attend_in_pieces(
+            whole, states, states, states, torch.zeros(1, 1, 1, 0), softcap=50.0
+        )
+    with pytest.raises(PreflightError, match="in 16 bits"):
+        use_flash(whole.to(torch.float64))
+
+
 @pytest.mark.parametrize("in_pieces", [True, False])
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mixtral", "nemotron"])
 def test_prompts_and_decoding_rows_share_a_step(
     architecture: str, in_pieces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_pieces:
         monkeypatch.setattr(runner, "use_pieces", lambda _: False)
     model = load(make_model(tmp_path, architecture))
-    batch = Batch(groups=1, slots=4, max_length=60, prefill_chunk=512)
+    mixed_steps(StageRunner(model, MIXED).run, model)
+
+
+def mixed_steps(run: Callable[[Step], torch.Tensor], model: Any) -> None:
+    """Hold what ``run`` gives for steps of prompts, their parts and single tokens against ``model``, row by row."""
     tokens = torch.randint(5, 400, (4, 50), generator=torch.Generator().manual_seed(1))
-    run = StageRunner(model, batch).run
     # Row by row how many tokens each step feeds: whole prompts, parts of them, and single tokens, mixed.
     feeds = [[5, 0, 1, 0], [1, 30, 0, 7], [12, 1, 1, 0], [1, 1, 20, 9], [1, 1, 1, 1]]
     held = [0] * 4
@@ -125,9 +195,8 @@ def test_heads_that_share_keys_attend_as_in_transformers(
     hidden = torch.arange(9)[None] >= torch.tensor(lengths)[:, None]
     flat = torch.zeros(3, 9, dtype=dtype).masked_fill_(hidden, -torch.inf).view(1, 1, 1, 27)
     piece = Piece(slice(1, 4), slice(0, 3), 9, slice(0, 27))
-    found, _ = attention.attend_in_pieces(
-        module, query, key, value, flat, Pieces([piece], 27), scaling=0.3
-    )
+    with attending(Pieces([piece], 27)):
+        found, _ = attention.attend_in_pieces(module, query, key, value, flat, scaling=0.3)
     for row, length in enumerate(lengths):
         own = (states[row + 1 : row + 2, :, :length] for states in (key, value))
         expected, _ = attention.sdpa_attention_forward(
@@ -142,8 +211,8 @@ def test_a_model_that_changes_the_mask_is_told_of() -> None:
     query, stored = torch.randn(1, 2, 1, 8), torch.randn(3, 2, 4, 8)
     piece = Pieces([Piece(slice(0, 1), slice(0, 1), 4, slice(0, 4))], 4)
     for mask in (None, torch.zeros(1, 1, 1, 3)):
-        with pytest.raises(PreflightError, match="changes its attention mask"):
-            attention.attend_in_pieces(torch.nn.Module(), query, stored, stored, mask, piece)
+        with attending(piece), pytest.raises(PreflightError, match="changes its attention mask"):
+            attention.attend_in_pieces(torch.nn.Module(), query, stored, stored, mask)
 
 
 def test_a_model_that_attends_eagerly_stays_as_it_is(tmp_path: Path) -> None:

@@ -121,6 +121,42 @@ def test_gpus_that_stay_empty_are_pointed_out() -> None:
     assert own["reason"] == "4 of 8 GPUs stay empty"
 
 
+def lost(made: Plan, strategy: str) -> str:
+    (found,) = (c["reason"] for c in made.candidates if c["strategy"] == strategy)
+    return str(found)
+
+
+@pytest.mark.parametrize(("config", "chosen"), [("demo", "sequential"), ("score", "pipeline")])
+def test_fewer_ranks_on_cpus_are_said_to_be_that(config: str, chosen: str) -> None:
+    """Two replicas, or two stages, beside one rank."""
+    made = plan("resources.device=cpu", config=config, strategy=chosen)
+    alone = made.candidates[-1]
+    assert (alone["strategy"], alone["ranks"]) == ("sequential", 1)
+    assert alone["reason"] == "1 rank at work instead of 2"
+
+
+def test_what_computes_for_longer_is_said_to_do_that() -> None:
+    first = plan("resources.device=cpu", "parallel.replicas=1", strategy="sequential")
+    slower = predicted(first, 0.8 * (first.predicted.tokens_per_s or 0.0))
+    assert why(slower, first) == "its devices compute 1.25 times as long for as many tokens"
+    idle = [d.model_copy(update={"utilization": 0.8 * (d.utilization or 0)}) for d in first.devices]
+    unknown = slower.model_copy(update={"devices": idle})
+    assert why(unknown, first) == "20.0% fewer tokens/s"
+
+
+def test_what_streams_says_how_many_gpus_would_do_and_which_stay_empty() -> None:
+    given = ("model.path=meta-llama/Llama-2-70b-hf", "model.dtype=bfloat16", "parallel.replicas=1")
+    one, two = (
+        plan(f"resources.gpus_per_node={gpus}", f"resources.gpu={gpu}", *given)
+        for gpus, gpu in ((1, "A100-80GB"), (2, "A100-40GB"))
+    )
+    assert (one.strategy, one.world_size) == ("streamed", 1)
+    assert "2 GPUs like these per replica would do without streaming" in one.reasons
+    assert lost(one, "sequential").endswith("2 GPUs like these per replica would do, here it has 1")
+    assert (two.strategy, two.world_size) == ("streamed", 1)
+    assert "1 GPU of each node stays empty: more replicas would use them" in two.reasons
+
+
 def test_what_the_spec_says_is_kept() -> None:
     assert plan("parallel.replicas=4").strategy == "sequential"
     assert plan("parallel.stages=2").world_size % 2 == 0
@@ -136,5 +172,12 @@ def test_what_the_spec_says_is_kept() -> None:
 def test_what_no_strategy_can_do() -> None:
     with pytest.raises(SpecError):
         plan("parallel.options={layer: [2, 2, 2, 2]}")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         plan("parallel.replicas=8")
+    assert caught.value.where == "override parallel.replicas=8"
+    with pytest.raises(UsageError, match="81 stages can't share") as caught:
+        large("parallel.stages=81", strategy="pipeline")
+    assert caught.value.where == "override parallel.stages=81"
+    with pytest.raises(UsageError) as caught:
+        large("resources.nodes=3", strategy="pipeline")
+    assert str(caught.value.where).startswith(f"{CONFIGS / 'llama2-70b-pipeline.yaml'}:")

@@ -138,6 +138,25 @@ def test_one_rank_may_own_several_stages() -> None:
     assert shares(result[5, 1])["bubble"] == 0.5
 
 
+def test_a_shard_of_the_same_stage_is_no_other_stage() -> None:
+    """With one stage there is nothing that could be a bubble; with two, each shard waits for the other stage."""
+    shards = [timeline(0, [("decode", 0, 4)], stage=0), timeline(1, [("decode", 1, 3)], stage=0)]
+    late = dict(zip(SHARES, account(shards)[1, 0].tolist(), strict=True))
+    assert nonzero(late) == {"busy": 2, "host_gap": 1, "no_work": 1}
+    second = timeline(2, [("decode", 4, 6), ("decode", 8, 9)], stage=1)
+    shards = [
+        timeline(0, [("decode", 0, 4), ("decode", 6, 8)], stage=0),
+        timeline(1, [("decode", 0, 4), ("decode", 7, 8)], stage=0),
+    ]
+    found = account([*shards, second])[1, 0]
+    assert nonzero(dict(zip(SHARES, found.tolist(), strict=True))) == {
+        "busy": 5,
+        "bubble": 2,
+        "host_gap": 1,
+        "no_work": 1,
+    }
+
+
 def test_a_replica_that_ends_early_has_no_work_until_its_devices_are_given_back() -> None:
     (only,) = account_of([("decode", 0, 4), ("decode", 5, 6)], until=10)
     assert nonzero(only) == {"busy": 5, "host_gap": 1, "no_work": 4}

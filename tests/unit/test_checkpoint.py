@@ -36,6 +36,8 @@ VARIANTS = [
     ("mistral", {**GROUPED, "head_dim": 32}),
     ("mixtral", {**GROUPED, "num_local_experts": 4}),
     ("gemma2", {**GROUPED, "head_dim": 32}),
+    ("gemma3_text", {**GROUPED, "head_dim": 32}),
+    ("gemma3_text", {"num_hidden_layers": 7, "attention_bias": True, "tie_word_embeddings": False}),
     ("gpt_neox", {}),
     ("gpt_neox", {"attention_bias": False, "tie_word_embeddings": True}),
     ("phi3", {**GROUPED}),
@@ -99,7 +101,7 @@ def test_70b_figures() -> None:
     assert checkpoint.dtype("bfloat16") == "bfloat16"
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "gpt_neox", "mixtral", "gpt2"])
 def test_read_is_what_transformers_saved(kind: str, tmp_path: Path) -> None:
     path = make_model(tmp_path / kind, kind)
     checkpoint = Checkpoint.read(path)

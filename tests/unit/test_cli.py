@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from jobs import launcher, write_job
+from jobs import PATIENCE_S, command, launcher, write_job
+from report_runs import Pipeline
 
 from launcher.run import Run
 
@@ -61,6 +63,52 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     said = launcher(command, "--help").stdout
     assert f"Example: launcher {command}" in said
     assert "--json" in said
+
+
+@pytest.mark.parametrize("group", [(), ("bench",)])
+def test_groups_of_commands_have_help_with_an_example(group: tuple[str, ...]) -> None:
+    assert (
+        f"launcher {' '.join((*group, ''))}" in launcher(*group, "--help").stdout.splitlines()[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ("run", "launcher run"),
+        ("status --bogus", "launcher status"),
+        ("logs run --rank x", "launcher logs"),
+        ("bogus", "launcher"),
+        ("bench", "launcher bench"),
+    ],
+)
+def test_a_wrong_line_is_a_document_with_json_and_a_hint_without(words: str, where: str) -> None:
+    told = json.loads(launcher(*words.split(), "--json", code=2).stdout)
+    assert told["where"].endswith(where)
+    assert told["fix"].endswith(f"{where} --help")
+    assert (told["error"], told["exit_code"]) == ("UsageError", 2)
+    assert told["what"]
+    said = launcher(*words.split(), code=2)
+    assert "Usage: " in said.stderr
+    assert said.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_is_a_document_with_json(number: signal.Signals, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.job.touch()
+    os.mkfifo(run.jobs)  # who reads it waits for the rest: the command is at work
+    waits = subprocess.Popen(
+        command("status", run.path, "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with run.jobs.open("w"):
+        waits.send_signal(number)
+        said, told = waits.communicate(timeout=PATIENCE_S)
+    assert waits.returncode == 130
+    assert (json.loads(said)["error"], told) == ("Interrupted", "")
 
 
 def test_plan_and_dry_run_leave_nothing_behind(tmp_path: Path) -> None:
@@ -136,6 +184,14 @@ def test_runs_that_are_not_there(tmp_path: Path) -> None:
     assert launcher("list", "--json", cwd=tmp_path).stdout == "[]\n"
 
 
+def test_logs_of_a_rank_that_the_run_has_not(tmp_path: Path) -> None:
+    run = Pipeline(steps=2).write(tmp_path)
+    for more in ([], ["-f"]):
+        said = launcher("logs", run.path, "--rank", "4", *more, code=2).stderr
+        assert f"run {run.name} has ranks 0 to 3" in said
+    assert launcher("logs", run.path, "--rank", "3").stdout == ""
+
+
 def complete(words: str, place: int, home: Path, shell: str = "bash") -> list[str]:
     """What the shell is offered for word ``place`` of ``words``."""
     env = {
@@ -164,3 +220,4 @@ def test_the_shell_completes_commands_and_runs(tmp_path: Path) -> None:
         "other-0001",
     }
     assert set(complete("launcher logs ad", 2, tmp_path)) == {"adder-0001", "adder-0002"}
+    assert complete("launcher plan --check oth", 3, tmp_path) == ["other-0001"]

@@ -71,7 +71,8 @@ def test_rows_of_a_table_are_those_of_jsonl(tmp_path: Path, name: str) -> None:
     assert index.request(2) == Request(2, "c", Sampling(seed=2**62), "drei é\n\u2028")
     twice, empty = index.request(3), index.request(4)
     assert isinstance(twice, Failure) and twice.code == "duplicate_id"
-    assert f"{tmp_path / name}:4" in twice.message
+    assert f"{tmp_path / name}:1 already" in twice.message
+    assert index.place(3) == (str(tmp_path / name), 4)
     assert isinstance(empty, Failure) and (empty.id, empty.code) == ("e", "no_prompt")
     assert index.meta.files[0].path == str(tmp_path / name)
 

@@ -12,7 +12,7 @@ from report_runs import Pipeline
 
 from launcher.errors import Damaged, RunFailed
 from launcher.plan.plan import DevicePlan, Plan, Predicted
-from launcher.report.compare import RUN, STAGE, compare, of_run, of_stages, pairs_of
+from launcher.report.compare import RUN, STAGE, compare, of_run, of_stages, off, pairs_of
 from launcher.run import Run
 
 SETTINGS = {"replica", "stage", "shard", "rank", "device", "layers", "capacity_bytes"}
@@ -81,8 +81,29 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     pairs = compare(unknown, summary)
     assert "no GPUs" in pair(pairs, "gpu_hours")["missing"]
     assert "backend" in pair(pairs, "tokens_per_s")["missing"]
-    pairs = compare(unknown.model_copy(update={"strategy": "script"}), summary)
-    assert "a script" in pair(pairs, "tokens_per_s")["missing"]
+
+
+def test_tokens_are_called_what_they_are_and_a_script_has_none(tmp_path: Path) -> None:
+    plan, summary = parts(Pipeline(steps=10).write(tmp_path))
+    assert pair(summary["compared"], "new_tokens")["label"] == "new tokens"
+    scored = compare(plan.model_copy(update={"task": "score"}), summary)
+    assert pair(scored, "new_tokens")["label"] == "scored tokens"
+    script = {"strategy": "script", "predicted": Predicted()}
+    found = of_run(compare(plan.model_copy(update=script), summary))
+    assert [each["figure"] for each in found] == ["wall_s", "gpu_hours"]
+    assert all("a script" in str(each["missing"]) for each in found)
+
+
+def test_what_grows_is_not_compared_while_the_run_goes(tmp_path: Path) -> None:
+    plan, summary = parts(Pipeline(steps=10).write(tmp_path))
+    plan = plan.model_copy(update={"predicted": Predicted(new_tokens=1e6, tokens_per_s=3300)})
+    summary["rows"] |= {"ok": 3}
+    pairs = compare(plan, summary)
+    tokens = pair(pairs, "new_tokens")
+    assert (tokens["predicted"], tokens["measured"]) == (1e6, summary["new_tokens"])
+    assert (tokens["missing"], off(tokens)) == ("the run is not over", "")
+    assert pair(pairs, "decode_s", 0)["missing"] == "the run is not over"
+    assert pair(pairs, "tokens_per_s")["difference"] is not None
 
 
 def test_worlds_of_an_array_are_predicted_together(tmp_path: Path) -> None:
@@ -106,7 +127,7 @@ def test_run_that_is_not_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("plan.json", "[1]", "not a plan"),
+        ("plan.json", "[1]", "not a JSON object"),
         ("plan.json", '{"fits": true}', "not a plan: reasons: Field required"),
         ("plan.json", "{", "not JSON"),
         ("summary.json", '{"stages": [{}]}', "not the summary of this run's plan"),

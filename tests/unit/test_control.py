@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobs import launcher, write_job
 
 from launcher import control, state
 from launcher.errors import Busy
-from launcher.run import Run, write_json
+from launcher.run import FOLDERS, Run, write_json
 
 
 def fake(folder: Path, **scripts: str) -> dict[str, str]:
@@ -69,6 +70,15 @@ def test_two_processes_cant_start_a_run_at_once(tmp_path: Path) -> None:
     assert run.starts() == 2
 
 
+def test_a_start_makes_folders_that_were_removed(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    for name in ("logs", "status", "claims"):
+        (run.path / name).rmdir()
+    control._take_start(run)
+    assert {path.name for path in run.path.iterdir()} == set(FOLDERS)
+    assert stat.S_IMODE((run.path / "logs").stat().st_mode) == 0o700
+
+
 def test_whoever_looked_before_another_one_started_comes_too_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +109,14 @@ def test_a_starter_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
     assert state.starter(run) is None
     write_json(run.start(1), {**who, "host": "elsewhere", "pid_started": 1})
     assert state.starter(run) == f"process {os.getpid()} on elsewhere"
+    dead = f"1.1@{os.uname().nodename}"
+    write_json(run.jobs, {"scheduler": "local", "jobs": [dead], "start": 0, "started": 0})
+    with pytest.raises(Busy, match="the run is queued") as busy:
+        control._take_start(run)
+    assert busy.value.cause == f"process {os.getpid()} on elsewhere"  # not the job that is gone
+    write_json(run.start(1), {**who, "host": "elsewhere", "time": time.time() + 3600})
+    os.utime(run.start(1), (0, 0))  # its clock was an hour ahead
+    assert state.starter(run) is None
 
 
 def test_a_job_that_was_never_submitted_is_resumed_on_slurm(tmp_path: Path) -> None:
@@ -153,7 +171,7 @@ def test_a_run_path_that_sbatch_would_read_as_more_is_refused(tmp_path: Path, na
 def test_what_is_not_supported_is_refused_before_anything(tmp_path: Path) -> None:
     spec = write_job(tmp_path, 3)
     for override, said in (
-        ("model.attention=flash_attention_2", "flash_attention_2 is not supported yet"),
+        ("model.attention=flash_attention_2", "flash_attention_2 runs on CUDA GPUs alone"),
         ("input.template=/nosuch", "no chat template"),
         ("slurm.time=2", "told to stop"),
     ):

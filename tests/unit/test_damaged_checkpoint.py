@@ -192,6 +192,12 @@ def test_malformed_configs(config: str, said: str, tmp_path: Path) -> None:
     assert str(path) in message
 
 
+def test_no_config_at_all(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", "llama")
+    (path / "config.json").unlink()
+    assert "config.json is missing\n" in refused(path)
+
+
 def test_config_of_another_model(tmp_path: Path) -> None:
     path = make_model(tmp_path / "model", "llama")
     config = json.loads((path / "config.json").read_text()) | {"vocab_size": 500}

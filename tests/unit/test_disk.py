@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from launcher.disk import STALE_TRIES, read_json
-from launcher.errors import Damaged, LauncherError
+from launcher import crash
+from launcher.disk import STALE_TRIES, create_exclusive, read_json, write_json
+from launcher.errors import Damaged, LauncherError, RunFailed
 
 STALE = OSError(errno.ESTALE, "stale file handle")
 
@@ -46,3 +48,29 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(Damaged, match=r"manifest\.json: not JSON") as caught:
         read_json(path)
     assert isinstance(caught.value, LauncherError)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"text"'])
+def test_a_file_of_another_kind_is_damaged(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ended.json"
+    path.write_text(text)
+    with pytest.raises(Damaged, match=r"ended\.json: not a JSON object"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("write", [write_json, lambda path, _: create_exclusive(path, "")])
+def test_a_write_that_fails_names_its_file(
+    write: Callable[[Path, Any], object], tmp_path: Path
+) -> None:
+    """The system does not, for a full disk."""
+    crash.arm("ended.written:1:ENOSPC")
+    try:
+        with pytest.raises(OSError, match="No space left") as caught:
+            write(tmp_path / "ended.json", {})
+    finally:
+        crash.arm(None)
+    told = RunFailed.of_system(caught.value, "the run", "launcher resume RUN")
+    assert told.where == str(tmp_path / "ended.json")
+    assert (told.cause, told.exit_code) == ("the disk is full", 75)
+    assert told.fix == "make room there, then launcher resume RUN"
+    assert not list(tmp_path.iterdir())

@@ -111,17 +111,34 @@ def test_a_local_disk_matters_on_a_cluster_alone(tmp_path: Path) -> None:
     assert found.status == ("ok" if kind in storage.SHARED else "warning")
 
 
-def test_the_hub_offline_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_offline_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    (finding,) = hub.examine()
-    assert (finding.status, finding.check) == ("note", "access")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    found = by_check(hub.examine())
+    assert {check: each.status for check, each in found.items()} == {
+        "access": "note",
+        "token": "note",
+    }
+    assert "public models only" in found["token"].says
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_and_a_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_" + "a" * 34)
+    token.chmod(0o644)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(token))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    (finding,) = hub.examine()
-    assert finding.status == "warning" and "HTTPS_PROXY" in str(finding.remedy)
+    found = by_check(hub.examine())
+    assert found["access"].status == "warning"
+    assert "HTTPS_PROXY" in str(found["access"].remedy)
+    assert found["token"].says.startswith("there is one")
+    assert found["token file"].remedy == f"chmod 600 {token}"
+    assert not any("hf_a" in each.says for each in found.values())
 
 
 def test_nodes_that_share_a_folder_see_each_other(

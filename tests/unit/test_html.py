@@ -6,9 +6,9 @@ import base64
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,15 @@ def test_secrets_stay_out(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_complete_says_so_and_gets_no_summary(tmp_path: Path) -> None:
     run = Pipeline(steps=4, attempts=1).write(tmp_path, complete=False)
-    run.attempt_file(run.list_attempts()[0], "ended").unlink()
+    (attempt,) = run.list_attempts()
+    run.attempt_file(attempt, "ended").unlink()
+    for path in (run.attempt_file(attempt, "attempt"), *run.statuses(attempt)):
+        os.utime(path, (0, 0))
     write_report(run)
     page = Parsed(run.report.read_text())
     assert "silent" in page.text
     assert ", heard of at" in page.text
-    last = run.statuses(run.list_attempts()[0])[0]
-    write_json(last, {**read_json(last), "updated": time.time()})
+    run.statuses(attempt)[0].touch()
     write_report(run)
     page = Parsed(run.report.read_text())
     assert "under way" in page.text
@@ -200,7 +202,7 @@ def test_a_complete_run_gets_back_what_it_lost(tmp_path: Path) -> None:
     run = Pipeline(steps=4).write(tmp_path)
     before = json.loads(run.summary.read_text())
     rows, tokens = {"total": 42, "ok": 40, "failed": 2}, before["tokens"]
-    write_json(run.manifest, {"rows": rows, "tokens": tokens})
+    write_json(run.manifest, {"rows": rows, "tokens": tokens, "sha256": {}, "input": []})
     run.summary.unlink()
     write_report(run)
     assert json.loads(run.summary.read_text()) == before
@@ -229,6 +231,15 @@ def test_nothing_at_all_was_measured(tmp_path: Path) -> None:
     page = Parsed(render(run))
     for words in ("not started", "No attempt was made", "not measured", "No tokens were counted"):
         assert words in page.text
+
+
+def test_the_first_token_is_explained_where_there_is_one(tmp_path: Path) -> None:
+    run, page = make(tmp_path)
+    assert "First token: from the moment" in page.text
+    summary = read_json(run.summary)
+    write_json(run.summary, {**summary, "ttft_s": dict.fromkeys(("mean", "p50", "p95"))})
+    page = Parsed(render(run))
+    assert "Decode step" in page.text and "First token" not in page.text
 
 
 def test_a_report_that_fails_does_not_keep_a_run_from_completing(

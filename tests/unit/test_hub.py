@@ -217,6 +217,16 @@ def test_an_index_that_lies(hub: Hub, index: bytes, said: str) -> None:
     assert said in refused(ModelSpec(path="org/liar"))
 
 
+def test_a_model_without_any_weights_has_a_config_and_no_headers(hub: Hub) -> None:
+    files = {name: text for name, text in small().items() if name != "pytorch_model.bin"}
+    hub.models["org/bare"] = Model(files)
+    assert remote_metadata("org/bare", None) == ({"model_type": "llama"}, {})
+    assert "org/bare has no model.safetensors" in refused(ModelSpec(path="org/bare"))
+    hub.models["org/pickled"] = Model(small())
+    with pytest.raises(PreflightError, match="only pickled weights"):
+        remote_metadata("org/pickled", None)
+
+
 def test_headers_are_read_without_the_weights(hub: Hub) -> None:
     weights = shard(HEADER, size=1_000_000)
     hub.models["org/whole"].files = {**WHOLE, "model.safetensors": weights}

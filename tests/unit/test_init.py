@@ -92,18 +92,21 @@ def test_a_wrong_answer_is_told_as_a_mistake_of_the_spec_that_is_not_written(fol
     assert [path.name for path in folder.iterdir()] == ["prompts.jsonl"]
 
 
-def test_it_asks_on_a_terminal(tmp_path: Path) -> None:
+def test_it_asks_on_a_terminal_and_again_where_there_is_no_such_thing(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     argv = command("init", tmp_path / "job.yaml", "--here")
     env = {**os.environ, **OFFLINE}
-    with subprocess.Popen(argv, stdin=theirs, stdout=subprocess.PIPE, env=env) as child:
+    with subprocess.Popen(
+        argv, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    ) as child:
         os.close(theirs)
-        os.write(ours, f"{adder_path()}\n\n12\ny\n".encode())
+        os.write(ours, f"./ader\n{adder_path()}\nnone.jsonl\nn\n\ny\n12\n".encode())
         assert child.stdout is not None
         shown = child.stdout.read().decode()
     os.close(ours)
     assert child.returncode == 0, shown
+    assert "there is no directory" in shown and "there are no prompts" in shown
     assert "most new tokens per prompt [256]" in shown
     spec = yaml.safe_load((tmp_path / "job.yaml").read_text())
     assert spec["generation"] == {"max_new_tokens": 12}
-    assert (tmp_path / "prompts.jsonl").exists()
+    assert (tmp_path / "prompts.jsonl").exists() and not (tmp_path / "none.jsonl").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prompt_files import body_row, index_of, lines, spec_of
 
-from launcher.errors import PreflightError, UsageError
+from launcher.errors import Damaged, PreflightError, UsageError
 from launcher.input.codes import CODES
 from launcher.input.prompts import InputIndex, build_index, chunk_rows, scan
 from launcher.records import Demand
@@ -149,3 +149,14 @@ def test_every_code_that_the_program_uses_is_in_the_list() -> None:
     used = set(re.findall(r'(?:RowError|row_id|row\.id|str\(index\))[(,]\s*"(\w+)"', source))
     assert used >= {"duplicate_id", "line_too_long", "nul", "unsupported_option"}
     assert used <= CODES.keys()
+
+
+@pytest.mark.parametrize("size", [1, 40, 1000])
+def test_an_index_that_lost_rows_is_damaged(size: int, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(*({"prompt": "x"} for _ in range(3))))
+    build_index(spec_of(tmp_path / "a.jsonl"), tmp_path / "index", 1)
+    rows = tmp_path / "index" / "rows.bin"
+    os.truncate(rows, size)
+    with pytest.raises(Damaged, match="the index of 3 rows") as caught:
+        InputIndex(tmp_path / "index")
+    assert caught.value.where == str(rows)

@@ -9,9 +9,10 @@ import pytest
 from ledger_runs import FIRST, answer, fail, make_run, rows_in, write
 
 from launcher import ledger
-from launcher.errors import PreflightError, RunFailed
+from launcher.errors import RunFailed
 from launcher.input.results import encode_line
 from launcher.records import Attempt
+from launcher.report import facts
 from launcher.run import Run, read_json
 from launcher.runtime import coordinator
 
@@ -113,7 +114,10 @@ def test_openai_results(tmp_path: Path) -> None:
     assert body["choices"][0]["message"]["content"] == "text 1"
     assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     (error,) = rows_in(run.errors)
-    told = {"code": "no_prompt", "message": "no prompt and no messages"}
+    told = {
+        "code": "no_prompt",
+        "message": f"no prompt and no messages ({tmp_path / 'in.jsonl'}:3)",
+    }
     assert (error["custom_id"], error["error"]) == ("2", told)
     assert error["response"] == {
         "status_code": 400,
@@ -124,6 +128,17 @@ def test_openai_results(tmp_path: Path) -> None:
     before = run.outputs.read_bytes()
     assert ledger.merge(run)
     assert run.outputs.read_bytes() == before
+
+
+def test_errors_say_where_the_row_is_whenever_it_failed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [{"id": "r0", "prompt": "x"}, {}])
+    write(run, FIRST, 0, fail(0))
+    finish(run)
+    late, early = rows_in(run.errors)
+    path = str(tmp_path / "in.jsonl")
+    assert late == {**vars(fail(0)), "file": path, "line": 1}
+    assert (early["code"], early["file"], early["line"]) == ("no_prompt", path, 2)
+    assert ledger.verify(run) == []
 
 
 def test_more_journals_than_may_be_open_at_once(tmp_path: Path) -> None:
@@ -163,6 +178,32 @@ def test_verify_names_what_is_wrong(tmp_path: Path, spoil: object, says: str) ->
     assert any(says in problem for problem in problems), problems
     ledger.write_manifest(run, counts)
     assert any(says in problem for problem in ledger.verify(run))
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [("{}", "input, rows, sha256, tokens"), ('{"rows": 7}', "rows"), ("[]", "not"), ("{", "not")],
+)
+def test_a_manifest_that_is_none_is_a_problem(tmp_path: Path, told: str, says: str) -> None:
+    run = make_run(tmp_path, 1)
+    write(run, FIRST, 0, answer(0))
+    finish(run)
+    run.manifest.write_text(told)
+    (problem,) = ledger.verify(run)
+    assert str(run.manifest) in problem and says in problem
+
+
+@pytest.mark.parametrize(
+    "line", [b"\0" * 100, b"[" * 100_000, b'{"index": Infinity, "id": ""}', b"\xff"]
+)
+def test_lines_that_are_no_rows_are_told(tmp_path: Path, line: bytes) -> None:
+    run = make_run(tmp_path, 2)
+    write(run, FIRST, 0, answer(0), fail(1))
+    finish(run)
+    run.errors.write_bytes(run.errors.read_bytes() + line)
+    assert "errors.jsonl:2 is not a result" in ledger.verify(run)
+    found = facts.row_errors(run)
+    assert found["shown"][0]["id"] == "r1" and found["read"] == 2
 
 
 def test_verify_of_a_run_that_is_not_complete(tmp_path: Path) -> None:
@@ -212,6 +253,6 @@ def test_a_merge_that_can_not_write_says_where(tmp_path: Path) -> None:
     write(run, FIRST, 0, answer(0))
     run.outputs.mkdir()
     (run.outputs / "in the way").touch()
-    with pytest.raises(PreflightError, match="cannot merge") as caught:
+    with pytest.raises(RunFailed, match="cannot merge") as caught:
         ledger.merge(run)
     assert caught.value.where == str(run.path)

@@ -154,6 +154,14 @@ def test_official_shapes() -> None:
     }
 
 
+def test_of_tokens_with_one_text_the_likeliest_is_told() -> None:
+    halves = [{**ENTRY, "token": "\ufffd", "logprob": value} for value in (-0.1, -0.9, -3.0)]
+    record = Generation(0, "a", "é", "stop", 1, 1, [{**ENTRY, "top_logprobs": halves}])
+    row = json.loads(result_row(encode_line(record), record, "openai", {**FACTS, "chat": False}))
+    told = row["response"]["body"]["choices"][0]["logprobs"]
+    assert told["top_logprobs"] == [{"\ufffd": -0.1}]
+
+
 def test_a_table_has_them_as_a_column(tmp_path: Path) -> None:
     told = Generation(0, "a", "é", "stop", 1, 1, [ENTRY, {**ENTRY, "bytes": None}])
     rows = [

@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mistral": {**GROUPED},
     "mixtral": {**GROUPED, "num_local_experts": 4},
     "gemma2": {**GROUPED, "head_dim": 32},
+    "gemma3_text": {**GROUPED, "head_dim": 32},
     "gpt_neox": {},
     "phi3": {**GROUPED},
     "gpt2": {"n_embd": 128, "n_head": 8},  # no shapes of it are known: outlined by names alone

@@ -144,7 +144,7 @@ def test_a_failed_row_keeps_its_own_id(tmp_path: Path) -> None:
     assert index.request(0) == Failure(0, "mine", "no_prompt", "no prompt and no messages")
 
 
-def test_all_rows_of_one_id_but_the_first_fail_and_both_lines_are_named(tmp_path: Path) -> None:
+def test_all_rows_of_one_id_but_the_first_fail_and_say_where_that_is(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "prompt": "1"},
         {"id": "b", "prompt": "2"},
@@ -155,15 +155,22 @@ def test_all_rows_of_one_id_but_the_first_fail_and_both_lines_are_named(tmp_path
     (tmp_path / "two.jsonl").write_bytes(
         lines({"prompt": "implicit id 4"}, {"id": "a", "prompt": "5"}, {"id": "4", "prompt": "6"})
     )
+    (tmp_path / "z.jsonl").write_bytes(lines({"id": "8", "prompt": "7"}, {"prompt": "id 8"}))
     build_index(spec_of(str(tmp_path / "*.jsonl")), tmp_path / "index", 1)
     index = InputIndex(tmp_path / "index")
     found = [index.request(i) for i in range(len(index))]
     codes = [row.code if isinstance(row, Failure) else "" for row in found]
-    assert codes == ["", "", "duplicate_id", "no_prompt", "", "duplicate_id", "duplicate_id"]
-    assert f"{tmp_path}/one.jsonl:2 already" in found[5].message
-    assert f"{tmp_path}/two.jsonl:2" in found[5].message
+    assert codes[:4] == ["", "", "duplicate_id", "no_prompt"]
+    assert codes[4:] == ["", "duplicate_id", "duplicate_id", "", "duplicate_id"]
+    one, two, z = (f"{tmp_path}/{name}.jsonl" for name in ("one", "two", "z"))
+    assert [found[i].message for i in (5, 6, 8)] == [
+        f'the id "a" is that of {one}:2 already',
+        f"{two}:1 has no id, so its number 4 is its id, which this row has too",
+        f"the row has no id, so its number 8 is its id: {z}:1 has that already",
+    ]
     assert found[5].id == "a"
-    assert index.meta.bad_rows == 4
+    assert [index.place(i) for i in (5, 6, 8)] == [(two, 2), (two, 3), (z, 2)]
+    assert index.meta.bad_rows == 5
 
 
 def test_a_line_of_64_megabytes_fails_alone_in_little_memory(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from launcher.errors import UsageError
 CONFIG = str(Path(__file__).parents[2] / "configs" / "llama2-70b-pipeline.yaml")
 
 
-def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["bench", "scale", CONFIG, *arguments])
+def invoke(*arguments: str, config: str = CONFIG) -> str:
+    result = CliRunner().invoke(app, ["bench", "scale", config, *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -46,6 +46,26 @@ def test_a_plan_of_few_rows_stands_for_worlds_with_rows_enough(tmp_path: Path) -
         for name in ("many", "one")
     ]
     assert speeds[0]["rows_per_s"] == pytest.approx(speeds[1]["rows_per_s"])
+
+
+def test_rows_have_the_tokens_that_the_plan_counts(tmp_path: Path) -> None:
+    rows = [{"prompt": "1 + 1 =", "max_new_tokens": 100}, {"prompt": "2 + 2 ="}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = (f"input.path={tmp_path}/rows.jsonl", "--tokens-per-s", "356", "--json")
+    assert json.loads(invoke(*given))["rows_per_s"] == pytest.approx(2)  # 100 and 256
+    each = json.loads(invoke("generation.n=8", *given))["rows_per_s"]
+    assert each == pytest.approx(2 / 8)
+
+
+def test_rows_that_are_scored_have_scored_tokens() -> None:
+    shown = invoke("--worlds", "3", config=CONFIG.replace("llama2-70b-pipeline", "score"))
+    assert "rows of 14 scored tokens" in shown
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_measured() -> None:
+    result = CliRunner().invoke(app, ["bench", "machine", "--dir", "/nonexistent"])
+    assert isinstance(result.exception, UsageError)
+    assert "--dir: there is no folder /nonexistent" in str(result.exception)
 
 
 def test_what_is_assumed_is_printed() -> None:

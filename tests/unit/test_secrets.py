@@ -9,13 +9,18 @@ from jobs import launcher, write_job
 from specs import MINIMAL, problems
 
 from launcher import environ
+from launcher.errors import UsageError
 from launcher.job.redact import has_secret, redact
+from launcher.run import Run
 
 CANARY = "plain words 7f3a/9c1e"  # nothing that looks like a token
 
 
 @pytest.fixture(
-    params=["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "my_secret"]
+    params=[
+        *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "my_secret"),
+        *("PGPASSWORD", "MYSITE_PAT", "SMTP_PASS", "MYSQL_PWD"),
+    ]
 )
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(request.param, CANARY)
@@ -28,8 +33,11 @@ def test_what_the_environment_calls_a_secret_is_one(name: str) -> None:
 
 
 def test_other_variables_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in ("TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "PASSWORD_STORE_DIR", "KEYBOARD"):
+    words = ("TOKENIZERS_PARALLELISM", "HF_TOKEN_PATH", "PASSWORD_STORE_DIR", "KEYBOARD")
+    for other in (*words, "PWD", "OLDPWD", "MYPATH", "SITE_PATH", "COMPASS"):
         monkeypatch.setenv(other, CANARY)
+    monkeypatch.setenv("SINGULARITY_PWD", str(Path.cwd()))
+    assert str(Path.cwd()) not in environ.secrets()
     monkeypatch.setenv("CI_TOKEN", "short")
     monkeypatch.setenv("EMPTY_TOKEN", "")
     assert CANARY not in environ.secrets()
@@ -43,6 +51,27 @@ def test_a_spec_that_holds_one_is_refused(name: str, more: str, tmp_path: Path) 
     said = problems(tmp_path, MINIMAL + more.format(CANARY))
     assert any("job.yaml:4:" in line and "looks like a secret" in line for line in said)
     assert CANARY not in "".join(said)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'slurm: {{comment: "{}\\x{:02x}{}"}}\n',
+        'slurm: {{setup: ["{}\\x{:02x}{}"]}}\n',
+        'generation: {{"{}\\x{:02x}{}": 1}}\n',
+    ],
+)
+def test_an_escape_hides_none(name: str, more: str, tmp_path: Path) -> None:
+    hidden = more.format(CANARY[:3], ord(CANARY[3]), CANARY[4:])
+    said = problems(tmp_path, MINIMAL + hidden)
+    assert any("job.yaml:4:" in line and "looks like a secret" in line for line in said)
+    assert CANARY not in "".join(said)
+
+
+def test_none_is_in_the_run_directorys_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="looks like a secret") as caught:
+        Run.create(tmp_path / CANARY)
+    assert CANARY not in str(caught.value)
 
 
 @pytest.mark.parametrize(

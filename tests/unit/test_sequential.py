@@ -85,6 +85,8 @@ def test_too_small_is_told_with_what_would_do() -> None:
     assert not made.fits
     assert "short" in said(made)
     assert "2 GPUs like these per replica would do, here it has 1" in said(made)
+    few = plan(machines(1), spec(), demand=Demand(100, 500, 64))
+    assert "only 1 slot, since it must hold the longest row" in said(few)
     over = [d for d in made.devices if d.peak_bytes > (d.capacity_bytes or 0)]
     assert [d.device for d in over] == ["cuda:0"]
     assert "model.dtype: bfloat16" in said(plan(machines(1), spec(dtype="float32")))

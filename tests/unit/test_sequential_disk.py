@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from models import make_model
 from sequential_plans import DEMAND, machines, plan, spec
 
-from launcher.errors import UsageError
+from launcher.errors import PreflightError, UsageError
+from launcher.job.spec import JobSpec
 from launcher.measure.spans import Recorder
 from launcher.model.gang import Gang
 from launcher.model.step import Step, StepModel
@@ -29,6 +31,28 @@ def test_fused_experts_on_disk_need_a_folder() -> None:
     assert plan(machines(0), spec(options), "mistralai/Mixtral-8x7B-v0.1").fits
 
 
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_folder_that_can_not_be_written_is_named_by_the_plan_and_by_a_rank(
+    below: str, tmp_path: Path
+) -> None:
+    path = make_model(tmp_path / "model", "llama")
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below
+    checkpoint, node = Checkpoint.read(path), machines(0)
+    least = checkpoint.outline(4).root.weights * 3 // 4
+    options = {"max_memory": {"cpu": least}, "offload_dir": str(folder)}
+    job = of_model(path, options)
+    with pytest.raises(UsageError, match=r"offload_dir: nothing can be written"):
+        sequential.place(checkpoint, replace(node, here=True), job, DEMAND)
+    made = sequential.place(checkpoint, node, job, DEMAND)
+    with (
+        Recorder(tmp_path / "spans.jsonl", {}) as recorder,
+        pytest.raises(PreflightError, match=r"parallel\.options\.offload_dir") as caught,
+    ):
+        sequential.load(made.placements[0], made, job, recorder, ALONE)
+    assert str(caught.value).startswith(f"{tmp_path}/file")
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "mixtral", "gemma2"])
 def test_layers_on_disk_compute_what_layers_in_memory_do(kind: str, tmp_path: Path) -> None:
     """Loads the plan's own map, with layers on disk, and compares the tokens with those of a plain load."""
@@ -38,8 +62,7 @@ def test_layers_on_disk_compute_what_layers_in_memory_do(kind: str, tmp_path: Pa
     asked = {"max_memory": {"cpu": weights * 3 // 4}, "offload_dir": str(tmp_path / "offload")}
     tokens = {}
     for name, options in (("memory", {}), ("disk", asked)):
-        job = spec(options, "float32", {"slots": 2, "max_length": 64})
-        job = job.model_copy(update={"model": job.model.model_copy(update={"path": str(path)})})
+        job = of_model(path, options)
         made = sequential.place(checkpoint, machines(0), job, DEMAND)
         assert made.fits, made.reasons
         device_map = made.placements[0].device_map
@@ -49,6 +72,11 @@ def test_layers_on_disk_compute_what_layers_in_memory_do(kind: str, tmp_path: Pa
             tokens[name] = generate(model)
             model.close()
     assert tokens["disk"] == tokens["memory"]
+
+
+def of_model(path: Path, options: dict[str, Any]) -> JobSpec:
+    job = spec(options, "float32", {"slots": 2, "max_length": 64})
+    return job.model_copy(update={"model": job.model.model_copy(update={"path": str(path)})})
 
 
 def generate(model: StepModel) -> list[list[int]]:

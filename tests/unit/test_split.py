@@ -84,8 +84,8 @@ def test_counts_by_hand() -> None:
     for counts, message in (
         ([40, 40], "2 numbers of layers are given for 4 stages"),
         ([20, 20, 20, 19], "is 79, but the model has 80"),
-        ([40, 40, 0, 0], "at least one layer"),
-        ([41, 40, 1, -2], "at least one layer"),
+        ([40, 40, 0, 0], "stage 2 would have 0 layers"),
+        ([41, 40, 1, -2], "stage 3 would have -2 layers"),
     ):
         with pytest.raises(UsageError) as caught:
             check_counts(counts, 80, 4, "parallel.options.layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from launcher import ledger, state
+from launcher.errors import RunFailed
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, write_json
+from launcher.runtime.outcome import Outcome, conclude
 
 
 @pytest.fixture
@@ -25,11 +28,14 @@ def run(tmp_path: Path) -> Run:
 
 
 def ranks(run: Run, phases: dict[str, float], job: str) -> tuple[list[dict[str, Any]], str]:
-    """What is known of ranks that said these phases so many seconds ago, and of the run; ``job`` is squeue's word."""
-    attempt = Attempt(0, 2)
+    """What is known of ranks that said these phases so many seconds ago, and of the run; ``job`` is squeue's word. Their
+    hosts' clocks are an hour off."""
+    attempt, now = Attempt(0, 2), time.time()
     for rank, (phase, ago) in enumerate(phases.items()):
-        status = RankStatus(attempt.name, rank, 0, "n1", 1, phase, updated=time.time() - ago)
+        wrong = now + 3600 * (-1) ** rank
+        status = RankStatus(attempt.name, rank, 0, "n1", 1, phase, wrong - 90, wrong)
         write_json(run.status(attempt, rank), asdict(status))
+        os.utime(run.status(attempt, rank), (now - ago, now - ago))
     found = state.stand(run, {"77": job})
     return found.ranks, found.state
 
@@ -67,4 +73,15 @@ def test_nobody_waits_for_ranks_that_are_gone(run: Run) -> None:
     write_json(run.status(attempt, 0), {**asdict(status), "completion_tokens": 900})
     found = state.stand(run, {"77": "gone"})
     assert state._speed(found.ranks) is None
-    assert state.stragglers(found.ranks, time.time()) == {}
+    assert state.stragglers(found.ranks) == {}
+
+
+def test_what_another_nodes_agent_said_is_told_where_node_0_stands_still(run: Run) -> None:
+    attempt, error = Attempt(0, 2), RunFailed("the agent of node 0 has been silent", where="n0")
+    write_json(run.node(attempt, 0), {"host": "n0", "beat": 1.0, "outcome": None})
+    conclude(run, attempt, 1, Outcome("failed", error.as_dict()))
+    for job, word in (("running", "running"), ("gone", "failed")):
+        found = state.stand(run, {"77": job})
+        assert (found.state, found.failure) == (word, error.as_dict())
+    ledger.end_attempt(run, attempt, {"kind": "drained", "error": None})
+    assert state.stand(run, {"77": "gone"}).failure is None

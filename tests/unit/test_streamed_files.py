@@ -90,7 +90,7 @@ def test_a_cache_on_disk_that_would_be_in_memory_is_refused(llama: Case) -> None
 
 
 def test_disk_that_is_full(llama: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.model.spill._is_memory", lambda _: False)
+    monkeypatch.setattr("launcher.model.spill.in_memory", lambda _: False)
     model = llama.streamed(WAYS["all spilled"], folder=Path("/dev/shm"))
     full = os.open("/dev/full", os.O_RDWR)
     spill = model._parts.spill

@@ -110,7 +110,33 @@ def test_budget_that_is_too_small_names_the_smallest() -> None:
 
 
 def test_more_memory_than_there_is_is_not_planned_with() -> None:
-    assert plan("400GiB").devices[0].capacity_bytes == 24 * GIB
+    made = plan("400GiB")
+    assert made.devices[0].capacity_bytes == 24 * GIB
+    assert "400.0 GiB are more than a rank's device has: planned with 24.0 GiB" in said(made)
+    assert "more than" not in said(plan("20GiB"))
+
+
+@pytest.mark.parametrize("memory", [0, 4, "800", 2**20 - 1])
+def test_memory_without_its_unit(memory: int | str) -> None:
+    with pytest.raises(ValidationError, match="should be 1 MiB at least, with a unit"):
+        streamed.Options.model_validate({"memory": memory})
+
+
+def test_gpus_that_stay_empty_and_those_that_would_hold_the_model() -> None:
+    made = plan(None, gpus=4)
+    assert "3 GPUs of each node stay empty: more replicas would use them" in said(made)
+    assert "7 GPUs like these per replica would do without streaming" in said(made)
+    assert "stay empty" not in said(plan(None, gpus=4, replicas=4))
+    assert "would do" not in said(plan(None, "meta-llama/Llama-3.1-8B", gpus=1))
+
+
+def test_no_cache_goes_to_a_folder_that_is_in_memory() -> None:
+    batch, options = {"slots": 16, "groups": 4}, {"spill_dir": "/dev/shm/spill"}
+    refused = plan("12GiB", options=options, batch=batch, here=True)
+    assert not refused.fits
+    assert "no KV cache goes to /dev/shm/spill, which is in memory" in said(refused)
+    assert streaming(plan("12GiB", options=options, here=True)).spilled_bytes == 0
+    assert plan("12GiB", options=options, batch=batch).fits  # a node's own may be a disk
 
 
 @pytest.mark.parametrize(("gpus", "place"), [(0, "on disk"), (1, "in the host's memory")])

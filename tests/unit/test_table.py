@@ -124,6 +124,34 @@ def test_no_two_ways_to_run_it_have_one_name(candidate: dict[str, Any], said: st
     assert split({"stages": 1, "tensor": 1, "replicas": 1, "ranks": 1} | candidate) == said
 
 
+def way(tokens_per_s: float | None, **changes: Any) -> dict[str, Any]:
+    names = {"strategy": "pipeline", "stages": 4, "tensor": 1, "replicas": 2, "ranks": 8}
+    says = {"groups": 4, "slots": 8, "fits": True, "utilization": 0.9, "chosen": False}
+    return {**names, **says, "tokens_per_s": tokens_per_s, "reason": "others", **changes}
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        (way(7400.0), "the fastest"),
+        (way(7339.0), "the fastest"),
+        (way(7294.0), "about as fast as any, in the smallest replicas"),
+        (way(None), "its speed is not predicted"),
+        (way(None, fits=False), "the nearest to fitting"),
+    ],
+)
+def test_the_fastest_is_what_nothing_is_faster_than(best: dict[str, Any], said: str) -> None:
+    others = [way(7339.0, stages=8, replicas=1), way(9000.0, fits=False)]
+    made = plan(candidates=[{**best, "chosen": True, "reason": ""}, *others])
+    (line,) = [line for line in lines(plan_table(made), 140) if line.startswith("* 2 x pipeline 4")]
+    assert line.endswith(f" {said}")
+
+
+def test_tokens_of_a_score_are_scored() -> None:
+    shown = lines(summary_table(summary(task="score")))
+    assert any(line.endswith("17,208 scored tokens in 1h00m") for line in shown)
+
+
 def test_what_is_not_known_is_a_dash() -> None:
     unknown = dict.fromkeys([*SHARES, "peak_memory_bytes", "host"])
     names = ("wall_s", "load_s", "generate_s", "tokens_per_s", "utilization", "bubble", "gpu_hours")
@@ -142,6 +170,7 @@ def test_stages_are_shown_with_what_is_predicted_of_them(width: int) -> None:
     assert "busy" in head
     assert "bubble" in head
     assert ("activations" in head) == (width > 80)
+    assert any(line.startswith("activations: in a wider") for line in shown) == (width == 80)
     rows = [line for line in shown if " GiB" in line and "cuda" in line]
     assert len(rows) == 8
     assert all("91 %" in row and "8.6 %" in row for row in rows)

@@ -107,7 +107,7 @@ def test_without_the_package_it_says_what_to_install(
 
 def test_a_model_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     path = make_model(tmp_path, "gpt2", n_positions=256)
-    with pytest.raises(PreflightError, match="no plan"):
+    with pytest.raises(UsageError, match="no plan"):
         load(path, 2)
 
 
@@ -156,6 +156,8 @@ def test_one_rank_has_the_devices_of_a_replica() -> None:
     assert made.ranks_of(2) == [2]
     assert made.predicted.tokens_per_s is None
     assert "its speed is not predicted" in "\n".join(made.reasons)
+    speeds = ("utilization", "bubble", "transfer", "prefill_s", "decode_s", "load_s", "bytes_read")
+    assert {getattr(device, name) for device in made.devices for name in speeds} == {None}
 
 
 def test_one_process_is_on_one_node() -> None:

@@ -4,6 +4,7 @@ is the measure for which tensors are cut."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from models import make_model, small_config
 
 from launcher.errors import PreflightError, UsageError
 from launcher.job.spec import JobSpec
+from launcher.plan import cuts
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.dims import Dims
 from launcher.plan.machines import Machines, gpu_profiles
 from launcher.plan.plan import Plan
 from launcher.plan.shapes import FAMILIES, parameters
-from launcher.plan.shards import Shards, degrees
+from launcher.plan.shards import Shards, check_shards, degrees
 from launcher.records import Demand
 from launcher.strategies import pipeline, tensor
 
@@ -131,6 +133,9 @@ def test_a_group_over_nodes_takes_longer() -> None:
     assert near.predicted.utilization is not None
     assert far.predicted.utilization is not None
     assert far.predicted.utilization < near.predicted.utilization
+    assert "read once more" not in said(near)
+    assert "on 2 nodes, and each of these reads all" in said(far)
+    assert "(o_proj, down_proj): 35% of the checkpoint are read once more" in said(far)
 
 
 def test_heads_that_cannot_be_shared_are_on_every_rank() -> None:
@@ -171,9 +176,35 @@ def test_a_family_that_is_not_known_is_planned_with_a_note(tmp_path: Path) -> No
     assert "a guess from their names" in said(made)
 
 
-def test_degrees() -> None:
+def test_degrees(tmp_path: Path) -> None:
     checkpoint = Checkpoint.from_config(config(intermediate_size=36))
     assert degrees(checkpoint) == [2, 3, 4, 6, 9, 12, 18, 36]
+    assert degrees(Checkpoint.read(make_model(tmp_path, "olmo2"))) == []  # auto takes no guess
+
+
+def test_the_librarys_plans_are_read_without_it() -> None:
+    """For every causal language model that it has: as it says itself, or not at all."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        plan = getattr(CONFIG_MAPPING[kind], "base_model_tp_plan", None) or {}
+        assert cuts.cuts_of(kind) in (plan, None), kind
+    for kind in FAMILIES:
+        assert cuts.why_uncut(cuts.cuts_of(kind) or {}) is None
+    assert cuts.cuts_of("nobody_knows") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("stablelm", "no plan"), ("gpt_oss", "no plan"), ("llama4_text", "packed_rowwise")],
+)
+def test_a_model_that_ranks_would_refuse_is_refused(kind: str, reason: str) -> None:
+    made = Checkpoint.from_config(config())
+    made = replace(made, config={**made.config, "model_type": kind})
+    check_shards(made, 1)
+    with pytest.raises(UsageError, match=reason):
+        check_shards(made, 2)
 
 
 @pytest.mark.parametrize(

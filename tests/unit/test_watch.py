@@ -27,6 +27,7 @@ def rank(number: int, **changes: Any) -> dict[str, Any]:
         "phase": "running",
         "phase_since": NOW - 100,
         "updated": NOW,
+        "heard_s": 0.4,
         "rows_done": 50,
         "rows_failed": 0,
         "completion_tokens": 5000,
@@ -62,23 +63,23 @@ def lines(shown: Any, width: int = 100) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"updated": NOW - 30}, "silent for 30 s"),
+        ({"heard_s": 30.0}, "silent for 30 s"),
         ({"phase": "loading"}, "still loading"),
         ({"rows_done": 20}, "40% of the others' rows/s"),
         ({"rows_done": 45}, None),
         ({"phase": "serving", "rows_done": 0}, None),
-        ({"phase": "finished", "updated": NOW - 60}, None),
+        ({"phase": "finished", "heard_s": 60.0}, None),
     ],
 )
 def test_who_lags_behind_and_why(changes: dict[str, Any], says: str | None) -> None:
-    found = stragglers([rank(0), rank(1), rank(2, **changes)], NOW)
+    found = stragglers([rank(0), rank(1), rank(2, **changes)])
     assert found == ({("w0000-a0001", 2): says} if says else {})
 
 
 def test_nobody_lags_while_all_are_loading_or_one_is_alone() -> None:
     loading = [rank(number, phase="loading") for number in range(2)]
-    assert stragglers(loading, NOW) == {}
-    assert stragglers([rank(0, rows_done=1)], NOW) == {}
+    assert stragglers(loading) == {}
+    assert stragglers([rank(0, rows_done=1)]) == {}
 
 
 def test_the_screen_fits_and_shows_those_that_lag() -> None:
@@ -86,7 +87,7 @@ def test_the_screen_fits_and_shows_those_that_lag() -> None:
     shares = {
         ("w0000-a0001", 0): dict(zip(sofar.SHARES, (0.6, 0.1, 0, 0.2, 0.06, 0.04), strict=True))
     }
-    shown = lines(screen(state(ranks), shares, NOW, rows=8))
+    shown = lines(screen(state(ranks), shares, rows=8))
     assert len(shown) < 8 + 12
     assert "100 of 400 rows, 2 failed, 150 tok/s, 5m00s left" in shown[3]
     assert "so far: 60 % busy, 20 % bubble, 10 % transfer" in shown
@@ -109,7 +110,7 @@ def test_worlds_and_failures_are_on_it() -> None:
     now = state(
         [rank(0), rank(0, attempt="w0001-a0002")], attempts=[first, second], failure=failure
     )
-    shown = "\n".join(lines(screen(now, {}, NOW, rows=8)))
+    shown = "\n".join(lines(screen(now, {}, rows=8)))
     assert "worlds: w0000-a0001 failed, w0001-a0002 draining (asked)" in shown
     assert "rank 3 on n1: out of memory" in shown
     assert "so far" not in shown

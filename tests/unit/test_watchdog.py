@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -14,15 +15,17 @@ from typing import Any
 import pytest
 
 from launcher import ledger
-from launcher.errors import Superseded
+from launcher.errors import RunFailed, Superseded
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Batch, Placement, Plan
 from launcher.records import Attempt, RankStatus
 from launcher.run import Run, request_drain, write_json
-from launcher.runtime import process
+from launcher.runtime import freshness, process
 from launcher.runtime import watchdog as module
+from launcher.runtime.failure import refusals
+from launcher.runtime.freshness import Freshness
 from launcher.runtime.outcome import Outcome, conclude
-from launcher.runtime.watchdog import Freshness, Watchdog
+from launcher.runtime.watchdog import Watchdog
 
 ATTEMPT = Attempt(0, 1)
 
@@ -59,6 +62,7 @@ def watchdog(folder: Path, child: subprocess.Popen[bytes], stages: int, step: st
         batch=Batch(groups=1, slots=1, max_length=8, prefill_chunk=8),
     )
     run = Run.create(folder / "run")
+    run.job.touch()
     run.attempt_dir(ATTEMPT).mkdir(parents=True)
     return Watchdog(run, JobSpec.model_validate(spec), plan, 0, ATTEMPT, child, lambda: None)
 
@@ -195,7 +199,8 @@ def test_node_0_waits_for_nodes_that_work_on(
         elif path.exists():
             conclude(watching.run, ATTEMPT, 1, Outcome("drained"))
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    for each in (module, freshness):
+        monkeypatch.setattr(each, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     assert watching.gather(done) == Outcome("drained")
     path.unlink()
     silent = watching.gather(done)
@@ -254,6 +259,17 @@ def test_a_later_attempt_ends_the_watch(tmp_path: Path, child: subprocess.Popen[
     watching.plan, watching.last_look = watching.plan.model_copy(update={"nodes": 2}), 0.0
     with pytest.raises(Superseded):
         watching.gather(Outcome("done"))
+
+
+def test_a_run_directory_that_is_gone_ends_the_watch(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    watching = watchdog(tmp_path, child, 1, "60s")
+    shutil.rmtree(watching.run.path)
+    with pytest.raises(RunFailed, match="No such file") as caught, refusals(watching.run):
+        watching.watch()
+    assert caught.value.where == str(watching.run.job)
+    assert child.poll() is not None
 
 
 @pytest.mark.parametrize(
