@@ -8,7 +8,7 @@ import time
 
 from launcher import ledger, state
 from launcher.disk import private
-from launcher.errors import Busy
+from launcher.errors import Busy, Damaged
 from launcher.job.load import load_resolved
 from launcher.plan.plan import Plan
 from launcher.run import Run, create_exclusive, read_json, request_drain
@@ -44,11 +44,17 @@ def _take_start(run: Run) -> None:
         jobs = [job for job, word in found.jobs.items() if word != "gone"]
         at_it = f"jobs {', '.join(jobs)}" if jobs else state.starter(run)
         raise _busy(run, f"the run is {found.state}", at_it)
+    if not run.attempts.exists() and run.list_journals():
+        raise Damaged(
+            "there are journals, and no attempts/ that says which of their rows count",
+            where=str(run.path),
+            fix="put attempts/ back",
+        )
+    run.make_folders()
     me = os.getpid()
     who = {"host": os.uname().nodename, "pid": me, "pid_started": process.start_time(me)}
     if not create_exclusive(run.start(number), json.dumps({**who, "time": time.time()}) + "\n"):
         raise _busy(run, "somebody else is starting the run", state.who_took(run, number))
-    run.make_folders()
     _end_attempts(run)
 
 

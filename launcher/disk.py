@@ -115,9 +115,11 @@ def clock(folder: Path) -> float:
 
 
 def age(path: Path, now: float) -> float:
-    """Seconds since ``path`` was written, by ``clock``; infinite where it is gone."""
+    """Seconds since ``path`` was written, by ``clock``; infinite where it is gone. Opened: NFS may show a file's old times
+    to those who only ask for them."""
     try:
-        return max(0.0, now - path.stat().st_mtime)
+        with path.open("rb") as file:
+            return max(0.0, now - os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return math.inf
 
@@ -132,11 +134,11 @@ def sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError in the block names ``path`` where it names no file, as that of a write does not."""
+    """An OSError in the block names ``path``: that of a write names no file, others the temporary one."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(path)
         raise
 
 

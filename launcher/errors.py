@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 # What the status of a command says; docs/reference/errors.md lists them beside the errors.
@@ -11,17 +12,18 @@ EXIT_CODES = {
     0: "all went well",
     1: "rows failed (errors.jsonl says why), `verify` found something, or the system refused something",
     2: "the spec or the command line is wrong; nothing was started",
-    3: "the plan does not fit, something that a run needs is missing, or `doctor` found a problem; nothing was started",
+    3: "the plan does not fit, something that a run needs is missing (such as room on its disk), or `doctor` found a problem; nothing was started",
     4: "Slurm refused",
     75: "the run is not complete: `launcher resume` goes on; or somebody else is at it: try again later",
     130: "interrupted (^C): what was running here was stopped in order; `launcher resume` goes on",
 }
 
-# What the system refuses most: the likely cause, and what to do first.
-_REFUSALS = {
+# What a disk refuses, whichever file it is for: the likely cause, and what to do first.
+DISK_REFUSALS = {
     errno.ENOSPC: ("the disk is full", "make room there"),
     errno.EDQUOT: ("a quota is used up", "make room there"),
-    errno.ENOENT: ("it was removed or moved meanwhile", "put it back"),
+    errno.EROFS: ("the filesystem is read-only, maybe since an error of its disk", "look at it"),
+    errno.EIO: ("the disk failed, or what leads to it", "look at it"),
 }
 
 
@@ -85,17 +87,27 @@ class LauncherError(Exception):
         return error
 
     @classmethod
-    def of_system(cls, error: OSError, where: object = None, fix: str | None = None) -> Self:
-        """What the system refused. ``where`` counts where it named no file; ``fix`` comes after making room and the
-        like."""
-        cause, first = _REFUSALS.get(error.errno or 0, ("the system refused it", None))
-        place = error.filename or where
+    def of_system(
+        cls, error: OSError, where: Path | str | None = None, fix: str | None = None
+    ) -> Self:
+        """What the system refused. ``where``: the folder that was worked in; it counts where no file is named. ``fix``
+        comes after making room and the like."""
+        cause, first = DISK_REFUSALS.get(error.errno or 0, ("the system refused it", None))
+        if error.errno == errno.ENOENT and lies_in(error, where):
+            cause, first = "it was removed or moved meanwhile", "put it back"
+        place = where if error.filename is None else error.filename
         return cls(
             error.strerror or str(error),
             where=None if place is None else str(place),
             cause=cause,
             fix=", then ".join(filter(None, (first, fix))) or None,
         )
+
+
+def lies_in(error: OSError, folder: Path | str | None) -> bool:
+    """Whether an error names a file below ``folder``, or that itself."""
+    named = None not in (error.filename, folder)
+    return named and Path(str(error.filename)).is_relative_to(str(folder))
 
 
 @dataclass(frozen=True)

@@ -8,46 +8,50 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from launcher.disk import PRIVATE
-from launcher.errors import Busy, LauncherError, UsageError
+from launcher.errors import Busy, LauncherError, PreflightError, UsageError
 from launcher.job.redact import has_secret
 
 ELSEWHERE = "set output.dir, or give --run-dir"
 
 
-class Place(NamedTuple):
-    """A run's directory, what is first made in it, and what makes it whole."""
+@contextlib.contextmanager
+def taken(path: Path, first: Path, last: Path) -> Iterator[None]:
+    """Make the directory (0700), or take over an empty one; where the block fails, it is given back as it was. ``first`` is
+    made in it here, before all else, and ``last`` in the block: that makes it whole.
 
-    path: Path
-    first: Path
-    last: Path
-
-
-def take(place: Place) -> None:
-    """Make the directory (0700), or take over an empty one. Raises as ``check_free``, and Busy where others are quicker."""
-    check_free(place)
-    with _told(place.path):
-        place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = stat.S_IMODE(place.path.stat().st_mode)
-        if mode & PRIVATE:
-            place.path.chmod(mode & ~PRIVATE)
+    Raises as ``check_free``, and Busy where others are quicker, PreflightError for an OSError of the block.
+    """
+    check_free(path, first, last)
+    with _told(path):
+        before = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            place.first.mkdir(mode=0o700)  # of several at once, one makes it
+            first.mkdir(mode=0o700)  # of several at once, one makes it
         except FileExistsError:
-            raise _taken(place) from None
+            raise _refusal(path, first, last) from None
+    try:
+        if before is not None and before & PRIVATE:
+            path.chmod(before & ~PRIVATE)
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            _give_back(path, before)
+        if isinstance(error, OSError):
+            raise PreflightError.of_system(error, path) from error
+        raise
 
 
-def check_free(place: Place) -> None:
-    """Raises Busy where a run is or is being made, UsageError where none can be."""
-    check_path(place.path)
-    there = next(path for path in (place.path, *place.path.parents) if os.path.lexists(path))
-    with _told(place.path):
+def check_free(path: Path, first: Path, last: Path) -> None:
+    """Raises Busy where a run is or is being made, UsageError and PreflightError where none can be."""
+    check_path(path)
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    with _told(path):
         if not there.is_dir():
             raise UsageError("is a file, not a directory", where=str(there), fix=ELSEWHERE)
-        if there == place.path and any(there.iterdir()):
-            raise _taken(place)
+        if there == path and any(there.iterdir()):
+            raise _refusal(path, first, last)
 
 
 def check_path(path: Path) -> None:
@@ -66,12 +70,14 @@ def check_path(path: Path) -> None:
         )
 
 
-def give_back(path: Path, *, empty: bool) -> None:
-    """Remove a directory that was taken; where it was there before, leave it ``empty``."""
+def _give_back(path: Path, before: int | None) -> None:
+    """Remove a directory that was taken; where it was there ``before``, leave it empty and with that mode."""
     for each in path.iterdir():
         shutil.rmtree(each) if each.is_dir() else each.unlink()
-    if not empty:
+    if before is None:
         path.rmdir()
+    else:
+        path.chmod(before)
 
 
 @contextlib.contextmanager
@@ -80,15 +86,15 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"can't make the run directory: {error.strerror}"
-        raise UsageError(what, where=str(path), fix=ELSEWHERE) from None
+        raise PreflightError(what, where=str(path), fix=ELSEWHERE) from None
 
 
-def _taken(place: Place) -> LauncherError:
-    where = str(place.path)
-    if place.last.is_file():
-        fix = f"launcher resume {place.path}, or name another --run-dir"
+def _refusal(path: Path, first: Path, last: Path) -> LauncherError:
+    where = str(path)
+    if last.is_file():
+        fix = f"launcher resume {path}, or name another --run-dir"
         return Busy("the run directory exists already", where=where, fix=fix)
-    if place.first.is_dir():
+    if first.is_dir():
         return Busy(
             "the run directory exists already",
             where=where,

@@ -17,13 +17,12 @@ from launcher.input.tokens import bytes_per_token
 from launcher.job import accelerate
 from launcher.job.load import LoadedSpec, dump_spec, load_spec
 from launcher.job.spec import JobSpec, ModelSpec
-from launcher.making import give_back
 from launcher.plan import choose
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.loadable import check_loadable
 from launcher.plan.machines import Machines
 from launcher.plan.plan import Plan
-from launcher.plan.possible import machines_for
+from launcher.plan.possible import check_attention, machines_for
 from launcher.plan.script import plan_script, ranks_per_node
 from launcher.plan.sums import verify_weights
 from launcher.records import Demand
@@ -72,6 +71,7 @@ def plan_job(
     checkpoint = _checkpoint(model)
     trusted = asked.model.trust_remote_code
     check_loadable(checkpoint.config, checkpoint.where, trusted=trusted)
+    check_attention(loaded, checkpoint.config, checkpoint.dtype(asked.model.dtype))
     demand = prompts.scan(asked, SCAN_BYTES)
     chosen, plan = _place(loaded, asked, checkpoint, machines, demand)
     verified = _verify(checkpoint, say) if verify else None
@@ -80,7 +80,8 @@ def plan_job(
 
 def check_model(model: ModelSpec) -> None:
     """Raises PreflightError, UsageError for a model of which no plan can be made; fetches nothing."""
-    _checkpoint(hub.resolve_model(model, fetch=False))
+    found = _checkpoint(hub.resolve_model(model, fetch=False))
+    check_loadable(found.config, found.where, trusted=model.trust_remote_code)
 
 
 def _verify(checkpoint: Checkpoint, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
@@ -141,14 +142,7 @@ def create_run(planned: Planned, run_dir: Path | None) -> Run:
     check_weights(planned)
     if not planned.plan.fits:
         raise _does_not_fit(planned.plan)
-    path = run_dir or next_dir(planned.spec)
-    there = path.is_dir()
-    run = Run.create(path)
-    try:
-        _fill(run, planned)
-    except BaseException:
-        give_back(run.path, empty=there)
-        raise
+    run = Run.create(run_dir or next_dir(planned.spec), lambda run: _fill(run, planned))
     registry.register(run)
     return run
 

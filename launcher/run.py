@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher import crash
 from launcher.disk import create_exclusive, publish, read_json, sync_file, write_json
 from launcher.errors import UsageError
-from launcher.making import Place, check_free, take
+from launcher.making import check_free, taken
 from launcher.records import Attempt
 
 __all__ = [
@@ -36,23 +37,24 @@ class Run:
         self.path = Path(path).absolute()
 
     @classmethod
-    def create(cls, path: Path | str) -> Run:
-        """Make a run directory (0700), also of an empty one. Raises Busy if it is taken, UsageError where none can be."""
+    def create(cls, path: Path | str, fill: Callable[[Run], None] | None = None) -> Run:
+        """Make a run directory (0700), also of an empty one, and ``fill`` it. Nothing stays behind if that fails.
+
+        Raises Busy if it is taken, UsageError and PreflightError where none can be.
+        """
         run = cls(path)
-        take(run._place)
-        run.make_folders()
-        crash.point("made", run.path)
-        sync_file(run.path.parent)
-        crash.point("synced", run.path)
+        with taken(run.path, run.input, run.job):
+            run.make_folders()
+            crash.point("made", run.path)
+            sync_file(run.path.parent)
+            crash.point("synced", run.path)
+            if fill is not None:
+                fill(run)
         return run
 
     def check_free(self) -> None:
         """Raises what ``create`` would."""
-        check_free(self._place)
-
-    @property
-    def _place(self) -> Place:
-        return Place(self.path, self.input, self.job)
+        check_free(self.path, self.input, self.job)
 
     def make_folders(self) -> None:
         """Those of a run that are not there: a copy may lack the empty ones, and logs are removed to save space."""

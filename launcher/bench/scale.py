@@ -98,11 +98,11 @@ def _row_tokens(plan: Plan) -> float:
     """New tokens of a row, or scored ones, all of its answers together. Raises UsageError where the plan has none."""
     if not plan.predicted.new_tokens:
         raise UsageError(
-            "the plan does not predict how many tokens a row has",
-            where="parallel.options.backend",
-            fix="leave it out: the native backend is predicted",
+            "rows of a script have no tokens",
+            where="task",
+            fix="give a spec of task generate or score",
         )
-    return plan.predicted.new_tokens / plan.rows
+    return plan.predicted.new_tokens / max(1, plan.rows)
 
 
 def _load_s(plan: Plan, fleet: Fleet, worlds: int) -> float:

@@ -34,7 +34,10 @@ def main() -> None:
         _end_with(error)
     except OSError as error:  # a disk, a path or a permission that no command foresaw
         _end_with(LauncherError.of_system(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__context__, EOFError):  # ^D at a question
+            print(file=sys.stderr)  # which stands on the line
+            _end_with(UsageError("no answer was given", fix="an option for it: --help lists them"))
         code = Interrupted.exit_code
     if code == Interrupted.exit_code:  # typer makes that of ^C
         _end_with(Interrupted("interrupted"))

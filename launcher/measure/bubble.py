@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.measure.spans import COMPUTE, LOADING
-from launcher.measure.timeline import Intervals, Spans, Timeline, compute_window
+from launcher.measure.timeline import Intervals, Timeline, compute_window
 
 SHARES = ("busy", "transfer", "weights", "bubble", "host_gap", "no_work")
 BUSY, TRANSFER, WEIGHTS, BUBBLE, HOST_GAP, NO_WORK = range(len(SHARES))
@@ -78,9 +78,14 @@ def paint(timelines: Sequence[Timeline], until: float | None = None) -> Painting
         for timeline in timelines
         for stage in np.unique(timeline.select(*COMPUTE, "transfer", "weights")["stage"]).tolist()
     ]
-    idle = {stage: _idle(edges, timelines, stage) for _, stage in units}
+    computing = _computing(edges, units)
+    count = np.sum([*computing.values()], axis=0)
+    idle = np.full(len(known), HOST_GAP, np.uint8)
+    idle[_active(edges, *(_times(timeline, ("no_work",)) for timeline in timelines))] = NO_WORK
     states = {
-        (timeline.rank, stage): _paint(idle[stage].copy(), edges, timeline, stage)
+        (timeline.rank, stage): _paint(
+            np.where(count > computing[stage], np.uint8(BUBBLE), idle), edges, timeline, stage
+        )
         for timeline, stage in units
     }
     return Painting(edges, known, states)
@@ -91,14 +96,14 @@ def shares(seconds: Seconds) -> dict[str, float]:
     return dict(zip(SHARES, (seconds / seconds.sum()).tolist(), strict=True))
 
 
-def _idle(edges: NDArray[Any], timelines: Sequence[Timeline], stage: int) -> NDArray[np.uint8]:
-    """What it is between the edges that ``stage`` does nothing."""
-    states = np.full(len(edges) - 1, HOST_GAP, np.uint8)
-    states[_active(edges, *(_times(timeline, ("no_work",)) for timeline in timelines))] = NO_WORK
-    computing = (timeline.select(*COMPUTE) for timeline in timelines)
-    others = (spans[spans["stage"] != stage] for spans in computing)
-    states[_active(edges, *map(_begin_and_end, others))] = BUBBLE
-    return states
+def _computing(edges: NDArray[Any], units: Sequence[tuple[Timeline, int]]) -> dict[int, Mask]:
+    """Where each stage computes, on any of its ranks."""
+    return {
+        stage: _active(
+            edges, *(_times(each, COMPUTE, stage) for each, own in units if own == stage)
+        )
+        for stage in {stage for _, stage in units}
+    }
 
 
 def _paint(
@@ -121,10 +126,6 @@ def _times(timeline: Timeline, kinds: Sequence[str], stage: int | None = None) -
     spans = timeline.select(*kinds)
     if stage is not None:
         spans = spans[spans["stage"] == stage]
-    return _begin_and_end(spans)
-
-
-def _begin_and_end(spans: Spans) -> Intervals:
     return np.stack([spans["start"], spans["end"]], axis=1)
 
 
@@ -140,6 +141,8 @@ def _edges(
 def _active(edges: NDArray[Any], *intervals: Intervals) -> Mask:
     """Whether any of the intervals is on between each pair of neighbouring edges: shape (edges - 1,)."""
     times = np.concatenate(intervals).clip(edges[0], edges[-1])
+    if not len(times):
+        return np.zeros(len(edges) - 1, np.bool_)
     starts, ends = (np.searchsorted(edges, times[:, side]) for side in (0, 1))
     count = np.bincount(starts, minlength=len(edges)) - np.bincount(ends, minlength=len(edges))
     active: Mask = np.cumsum(count)[:-1] > 0

@@ -29,7 +29,7 @@ NAME, FA2 = "launcher_sdpa", "launcher_fa2"
 class Piece:
     """A part of a forward pass that sees nothing of the others: ``queries`` of the tokens and the first ``length``
     positions of ``rows`` of the cache, one query for each of them or all for the only one. ``mask`` is its part of
-    the flat mask, None where every token sees all that are before it."""
+    the flat mask, None where every token sees all that are before it, or attention does without masks."""
 
     rows: slice
     queries: slice
@@ -79,15 +79,18 @@ def attend_in_pieces(
     Raises PreflightError for a model that does not hand the mask on as it is.
     """
     pieces = _pieces.get()
+    if (pieces is None or pieces.ends is None) and options.get("softcap"):
+        raise flash.refused("rows that branch take sdpa, which does not cap scores")
     if pieces is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
-    name = type(module).__name__
     numbers = -1 if attention_mask is None else attention_mask.numel()
     if attention_mask is None or numbers != pieces.numbers:
-        raise _refused(f"{name} changes its attention mask")
-    if pieces.ends is None and options.get("softcap"):
-        raise _refused(f"{name} caps its scores, which flash attention can't do where rows branch")
+        raise PreflightError(
+            f"{type(module).__name__} changes its attention mask",
+            where="model.attention",
+            fix="set model.attention to eager",
+        )
     flat, results = attention_mask[0, 0, 0], []
     for part in pieces.parts:
         own = query[:, :, part.queries]
@@ -142,10 +145,6 @@ def _attend_on_cpu(
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
-def _refused(what: str) -> PreflightError:
-    return PreflightError(what, where="model.attention", fix="set model.attention to eager")
-
-
 def use_pieces(model: Any) -> bool:
     """Make ``model`` attend in pieces if it can: with sdpa, or as ``use_flash`` has said."""
     used = model.config._attn_implementation
@@ -157,7 +156,8 @@ def use_pieces(model: Any) -> bool:
 def use_flash(model: Any) -> None:
     """Make ``model`` attend in pieces with flash attention. Raises PreflightError if it can't."""
     flash.check(model)
-    _set(model, FA2)
+    if _set(model, FA2) != FA2:
+        raise flash.refused("transformers did not take it")
 
 
 def _set(model: Any, name: str) -> str:

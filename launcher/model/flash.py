@@ -9,29 +9,30 @@ from typing import Any
 import torch
 
 from launcher.errors import PreflightError
+from launcher.plan.attends import no_flash
 
 PACKAGE = "flash_attn"
-DTYPES = (torch.float16, torch.bfloat16)
+KNOWN = {"position_ids", "cache_position"}  # tensors that change nothing of what is attended to
+
+
+def refused(why: str, first: str = "") -> PreflightError:
+    """The error of a model that can't attend so. ``first``: what else would do."""
+    return PreflightError(
+        f"flash_attention_2 can't be had: {why}",
+        where="model.attention",
+        fix=f"{first} set model.attention to sdpa".strip(),
+    )
 
 
 def check(model: Any) -> None:
-    """Raises PreflightError where ``model`` can't attend so: no package, 32 bits, or layers that the kernels don't know."""
-    config = model.config.get_text_config()
+    """Raises PreflightError where ``model`` can't attend so: no package, or layers that the kernels don't know."""
     if importlib.util.find_spec(PACKAGE) is None:
-        why, fix = "the package flash-attn is not installed", "pip install flash-attn, or"
-    elif model.dtype not in DTYPES:
-        why, fix = "it computes in 16 bits", "model.dtype: bfloat16, or"
-    elif "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        why, fix = "its kernels know nothing of chunked attention", ""
-    elif not (model._supports_flash_attn and model._supports_attention_backend):
-        why, fix = f"models of type {config.model_type} don't support it", ""
-    else:
-        return
-    raise PreflightError(
-        f"flash_attention_2 can't be had: {why}",
-        where="model.attention",
-        fix=f"{fix} set model.attention to sdpa".strip(),
-    )
+        raise refused("the package flash-attn is not installed", "pip install flash-attn, or")
+    kind, dtype = model.config.model_type, str(model.dtype).removeprefix("torch.")
+    if why := no_flash(model.config.to_dict(), dtype, branches=False):
+        raise refused(why)
+    if not (model._supports_flash_attn and model._supports_attention_backend):
+        raise refused(f"models of type {kind} don't support it")
 
 
 def attend(
@@ -43,8 +44,12 @@ def attend(
 ) -> torch.Tensor:
     """(1, q, heads, width) for queries (1, heads, q, width), and keys and values as they are stored, (rows, kv heads,
     positions, width). One row's queries are its last positions; where each of q rows has one, it sees the first ``ends``
-    (q,) of its positions. ``options`` are those that transformers hands to what attends.
+    (q,) of its positions. ``options`` are those that transformers hands to what attends. Raises PreflightError for
+    tensors among them that the kernels can't be told of.
     """
+    tensors = {name for name, value in options.items() if isinstance(value, torch.Tensor)}
+    if unknown := tensors - KNOWN:
+        raise refused(f"its kernels know nothing of {', '.join(sorted(unknown))}")
     kernels: Any = importlib.import_module(PACKAGE)
     window = options.get("sliding_window")
     settings = {

@@ -28,7 +28,7 @@ PACK = 512  # tokens of rows that attend end to end, of models that can't attend
 
 @dataclass(frozen=True)
 class Model:
-    """What memory follows from: ``width`` bytes per element, ``attention`` as the spec has it."""
+    """What memory follows from: ``width`` bytes per element, ``attention`` as the spec has it, where steps do so."""
 
     dims: Dims
     outline: Outline
@@ -132,16 +132,18 @@ def _step_bytes(model: Model, tokens: int, queries: int, keys: int) -> int:
     """``queries`` tokens attend together; ``keys`` counts the positions attended to, over all rows.
 
     A hidden state is held by the residual, its norm (in float32 too) and the sum; an MLP holds gate,
-    up and their product; the mask is there from the first layer to the last.
+    up and their product; the mask is there from the first layer to the last. Flash attention makes none, and
+    reads keys and values as they are stored.
     """
-    dims, width, mask = model.dims, model.width, queries * keys
+    flash = model.attention == "flash_attention_2"
+    dims, width, mask = model.dims, model.width, 0 if flash else queries * keys
     hidden = tokens * dims.hidden * (3 * width + 4) + mask * width
     mlp = 3 * tokens * dims.mlp_width * width
     attention = tokens * (2 * dims.heads + 2 * dims.kv_heads) * dims.head_dim * width
     if model.attention == "eager":
         attention += mask * dims.heads * (width + 4)
         attention += keys * model.kv_bytes_per_layer if queries > 1 else 0
-    if queries > 1 or model.attention == "eager" or not sdpa_packs_heads():
+    if not flash and (queries > 1 or model.attention == "eager" or not sdpa_packs_heads()):
         # Keys and values repeated for every head; of a single head they are views, and copied when multiplied.
         repeated = 2 if dims.kv_heads > 1 else 1
         attention += repeated * keys * dims.heads * dims.head_dim * width

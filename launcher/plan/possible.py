@@ -8,6 +8,8 @@ from pathlib import Path
 
 from launcher.errors import Problem, UsageError
 from launcher.job.load import LoadedSpec
+from launcher.plan.attends import no_flash
+from launcher.plan.dims import Config
 from launcher.plan.machines import Machines, resolve_machines
 
 LEAST_S = 60  # of a job before it is told to stop
@@ -31,6 +33,15 @@ def machines_for(loaded: LoadedSpec, here: bool) -> Machines:
     return machines
 
 
+def check_attention(loaded: LoadedSpec, config: Config, dtype: str) -> None:
+    """Raises SpecError where a model of this config, loaded in ``dtype``, can't attend as the spec says."""
+    if loaded.spec.model.attention != "flash_attention_2":
+        return
+    if why := no_flash(config, dtype, branches=loaded.spec.task == "score"):
+        what = f"flash_attention_2 can't be had: {why}"
+        raise loaded.refused([_at(loaded, "model.attention", what, "attention: sdpa")])
+
+
 def _at(loaded: LoadedSpec, name: str, what: str, hint: str | None = None) -> Problem:
     return Problem(loaded.where(name), what, hint)
 
@@ -49,8 +60,6 @@ def _of_time(loaded: LoadedSpec) -> Iterator[Problem]:
 
 def _of_rows(loaded: LoadedSpec) -> Iterator[Problem]:
     spec = loaded.spec
-    if spec.model.attention == "flash_attention_2" and spec.model.dtype == "float32":
-        yield _at(loaded, "model.dtype", "flash_attention_2 computes in 16 bits", "dtype: bfloat16")
     template = spec.input.template
     if template not in ("auto", "none") and not Path(template).is_file():
         yield _at(

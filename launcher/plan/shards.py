@@ -123,20 +123,15 @@ def check_shards(checkpoint: Checkpoint, count: int) -> None:
         )
 
 
-def read_again(checkpoint: Checkpoint, nodes: int) -> str | None:
-    """What a person should know of how a tensor group whose ranks are on ``nodes`` reads the checkpoint."""
+def read_again(checkpoint: Checkpoint, nodes: int) -> int:
+    """Bytes that a tensor group whose ranks are on ``nodes`` reads beside all of the checkpoint once: each node reads
+    all of what is cut by columns."""
     by_columns = sum(
         tensor.nbytes
         for name, tensor in checkpoint.tensors.items()
         if not INPUTS.isdisjoint(name.split(".")[-2:])
     )
-    if nodes == 1 or not by_columns:
-        return None
-    more = (nodes - 1) * by_columns / checkpoint.file_bytes
-    return (
-        f"the ranks of a tensor group are on {nodes} nodes, and each of these reads all of what is cut by columns "
-        f"(o_proj, down_proj): {more:.0%} of the checkpoint are read once more"
-    )
+    return (nodes - 1) * by_columns
 
 
 def degrees(checkpoint: Checkpoint) -> list[int]:

@@ -15,7 +15,7 @@ from launcher.plan.machines import Machines
 from launcher.plan.memory import Model
 from launcher.plan.plan import Batch, Predicted
 from launcher.plan.rates import Rates
-from launcher.plan.shards import Shards
+from launcher.plan.shards import Shards, read_again
 from launcher.plan.workload import Workload
 from launcher.records import Demand
 
@@ -44,6 +44,8 @@ class Subject:
         attention = self.spec.model.attention
         if soft_caps and attention == "sdpa":
             attention = "eager"  # sdpa has no soft caps
+        if self.spec.task == "score" and attention == "flash_attention_2":
+            attention = "sdpa"  # whose masks know branches
         return Model(self.checkpoint.dims, self.checkpoint.outline(width), width, attention)
 
     @cached_property
@@ -67,6 +69,17 @@ class Subject:
         parallel = self.spec.parallel
         ranks = parallel.replicas * parallel.stages * parallel.tensor
         return Rates.of(self.machines, self.dtype, max(1, ranks // self.machines.nodes))
+
+    @cached_property
+    def read_bytes(self) -> int:
+        """Of the checkpoint, that a replica reads: what is read once, and what several nodes read."""
+        return self.checkpoint.file_bytes + read_again(self.checkpoint, self._group_nodes)
+
+    @property
+    def _group_nodes(self) -> int:
+        """That the ranks of a tensor group are on: it is within a node, or on whole ones."""
+        groups = self.spec.parallel.replicas * self.spec.parallel.stages
+        return max(1, self.machines.nodes // groups)
 
     def work(self, batch: Batch) -> Workload:
         """One replica's share of the rows."""
@@ -93,7 +106,7 @@ class Subject:
         that a replica reads before its first step, where those are not all."""
         machines, rates = self.machines, self.rates
         part = full_part(self.demand.rows, self.writers)
-        load_s = self.load_s(self.checkpoint.file_bytes if loaded is None else loaded)
+        load_s = self.load_s(self.read_bytes if loaded is None else loaded)
         wall_s = rates.start_s + load_s + replayed.seconds
         gpus = machines.nodes * machines.gpus_per_node
         return Predicted(
@@ -115,9 +128,9 @@ class Subject:
 
     def loading(self, weights: int) -> dict[str, float]:
         """Fields of a DevicePlan that gets ``weights`` bytes when its rank loads."""
-        size = weights * self.checkpoint.file_bytes / self.model.outline.root.weights
+        size = weights * self.read_bytes / self.model.outline.root.weights
         each = max(1.0, self.spec.parallel.replicas / self.machines.nodes)
-        whole = self.checkpoint.file_bytes if weights else 0
+        whole = self.read_bytes if weights else 0
         return {"load_s": self.load_s(whole), "bytes_read": size / each}
 
     def largest_batch(self, groups: int | None = None) -> Batch:
@@ -134,7 +147,17 @@ class Subject:
             *self.machines.notes,
             *batch_notes(self.spec, self.checkpoint.dims),
             *self.shards.notes(self.checkpoint.dims),
+            self._reading_note(),
         ]
+
+    def _reading_note(self) -> str | None:
+        more = self.read_bytes / self.checkpoint.file_bytes - 1
+        if not more:
+            return None
+        return (
+            f"the ranks of a tensor group are on {self._group_nodes} nodes, and each of these reads all of what is cut by "
+            f"columns (o_proj, down_proj): {more:.0%} more than the checkpoint has"
+        )
 
     def _length_note(self, batch: Batch) -> str | None:
         longest, open_ = self.largest_batch().max_length, self.spec.batch

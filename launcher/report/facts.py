@@ -59,8 +59,9 @@ def counts_so_far(run: Run) -> ledger.Counts:
 
 
 def attempt_rows(run: Run) -> list[dict[str, Any]]:
-    """What became of each attempt, and its error; of one that is not over, when somebody was ``heard`` of it."""
-    attempts = run.list_attempts()
+    """What became of each attempt, and its error; of one that is not over, when something was ``heard`` of it, and how
+    many seconds ago."""
+    attempts, now = run.list_attempts(), disk.clock(run.attempts)
     last = latest(attempts)
     rows = []
     for attempt in attempts:
@@ -69,7 +70,8 @@ def attempt_rows(run: Run) -> list[dict[str, Any]]:
         drain = read_json(run.attempt_file(attempt, "drain")) or {}
         error = ended.get("error") or {}
         open_end = "not over" if attempt == last[attempt.world] else "superseded"
-        ranks = () if ended else statuses(run, attempt)
+        ages = () if ended else (disk.age(path, now) for path in _signs(run, attempt))
+        heard_s = min(ages, default=None)
         rows.append(
             {
                 "name": attempt.name,
@@ -78,7 +80,8 @@ def attempt_rows(run: Run) -> list[dict[str, Any]]:
                 "started": info.get("started"),
                 "ended": ended.get("ended"),
                 "outcome": ended.get("kind") or open_end,
-                "heard": max((rank.updated for rank in ranks), default=None),
+                "heard": None if heard_s is None else now - heard_s,
+                "heard_s": heard_s,
                 "reason": _text(drain.get("reason")),
                 "error": {
                     name: _text(error.get(name)) for name in ("where", "what", "cause", "fix")
@@ -96,15 +99,12 @@ def state_of(run: Run, attempts: list[dict[str, Any]]) -> str:
         return "not started"
     working = [attempt for attempt in attempts if attempt["outcome"] == "not over"]
     if working:
-        now = disk.clock(run.attempts)
-        heard = (disk.age(path, now) for each in working for path in _signs(run, each["name"]))
-        return "under way" if min(heard) < FRESH_S else "silent"
+        return "under way" if min(each["heard_s"] for each in working) < FRESH_S else "silent"
     return "failed" if attempts[-1]["outcome"] == "failed" else "stopped"
 
 
-def _signs(run: Run, name: str) -> list[Path]:
+def _signs(run: Run, attempt: Attempt) -> list[Path]:
     """What ranks of an attempt write while it goes; one whose ranks have said nothing yet counts from its start."""
-    attempt = Attempt.parse(name)
     return [run.attempt_file(attempt, "attempt"), *run.statuses(attempt)]
 
 

@@ -79,8 +79,7 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
     told_apart = len({d.stage for d in mates}) <= 1 or any(
         len({stage for rank, stage in m.accounts if rank == device.rank}) > 1 for m in attempts
     )
-    own = [d for d in plan.devices if d.rank == device.rank and d.device.startswith("cuda")]
-    gpu = own.index(device) if device in own else None
+    gpu = _place_among_gpus(plan, device)
     figures = {
         name: _last(
             m.figure(name, device, gpu, mates == [device] or name in OF_RANK) for m in attempts
@@ -103,6 +102,13 @@ def _stage(attempts: list[Measured], plan: Plan, device: DevicePlan, world: int)
         **_compute_seconds(attempts, device, told_apart),
         "predicted": expected_of_device(device),
     }
+
+
+def _place_among_gpus(plan: Plan, device: DevicePlan) -> int | None:
+    """Which of its rank's GPUs it is, as the rank counts them: by number, whatever layers they hold."""
+    own = [d.device for d in plan.devices if d.rank == device.rank and d.device.startswith("cuda")]
+    own.sort(key=lambda name: int(name.partition(":")[2] or 0))
+    return own.index(device.device) if device.device in own else None
 
 
 def _together(attempts: list[Measured], plan: Plan) -> Iterable[dict[str, Any]]:

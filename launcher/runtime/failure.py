@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.errors import LauncherError, RunFailed
+from launcher import logs
+from launcher.errors import DISK_REFUSALS, LauncherError, RunFailed, lies_in
 from launcher.job.load import load_resolved
 from launcher.plan.checkpoint import Checkpoint
 from launcher.records import Attempt
-from launcher.run import Run, read_json
+from launcher.run import Run, read_json, write_json
 from launcher.runtime.oom import OomKills
 
 TAIL_LINES = 12
@@ -39,11 +41,35 @@ NO_MEMORY = "fewer batch.slots, a shorter batch.max_length, or more memory for t
 
 @contextlib.contextmanager
 def refusals(run: Run) -> Iterator[None]:
-    """An OSError in the block becomes a RunFailed that names its file, or at least the run."""
+    """What a disk or the run's directory refuses in the block becomes a RunFailed that names the file, or at least the
+    run. Other OSErrors pass: of a network, of a program that is not there."""
     try:
         yield
     except OSError as error:
+        if not _of_disk(error, run):
+            raise
+        # An agent's log gets it; on a terminal it would be noise.
+        logs.get_logger().info("refused by the system", exc_info=True)
         raise RunFailed.of_system(error, run.path, f"launcher resume {run.path}") from error
+
+
+def _of_disk(error: OSError, run: Run) -> bool:
+    return error.errno in DISK_REFUSALS or lies_in(error, run.path)
+
+
+def leave_error(run: Run, attempt: Attempt, rank: int, error: Exception) -> int:
+    """Leave what ended a rank where its agent looks for it; the rank's exit status. That tells it alone where nothing can
+    be written: a full disk may be what ended the rank."""
+    here = f"rank {rank} on {os.uname().nodename}"
+    after = f"see {run.log(attempt, f'rank-{rank:04d}')}; launcher resume {run.path}"
+    told = error if isinstance(error, LauncherError) else _of_exception(error, run, after)
+    told.where = here if told.where in (None, here) else f"{here}, {told.where}"
+    told.fix = told.fix or after
+    # The log takes no harm from a full disk.
+    logs.get_logger().error("%s", told, exc_info=error if error.__traceback__ else None)
+    with contextlib.suppress(OSError):
+        write_json(run.rank_error(attempt, rank), told.as_dict())
+    return told.exit_code
 
 
 def of_ranks(
@@ -75,18 +101,21 @@ def _with_cause(error: LauncherError, before: OomKills) -> LauncherError:
     return error
 
 
-def of_exception(error: Exception) -> LauncherError:
-    """An exception that ended a rank, in words; that memory ran out, on a device or the host, is told as that."""
+def _of_exception(error: Exception, run: Run, after: str) -> LauncherError:
+    """An exception that ended a rank, in words; that memory ran out, on a device or the host, is told as that, as is what
+    a disk refused. ``after``: what to do in any case."""
     told = f"{type(error).__name__}: {error}".removesuffix(": ")
     no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if no_memory or "DefaultCPUAllocator: can't allocate memory" in told:
         return RunFailed(
             f"out of memory: {told}",
             cause="the batch takes more than the plan counted, or somebody else uses the memory",
-            fix=f"{NO_MEMORY}; launcher plan says what is counted",
+            fix=f"{NO_MEMORY} (launcher plan says what is counted); {after}",
         )
-    if isinstance(error, OSError) and error.filename is not None:
-        return RunFailed.of_system(error)
+    if isinstance(error, OSError) and _of_disk(error, run):
+        # Without a name it may be any disk: the log's traceback says whose write it was.
+        place = None if error.filename is None else run.path
+        return RunFailed.of_system(error, place, after)
     return LauncherError(told)
 
 

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import RunFailed
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+END_S = 15.0  # what a killed process is given to be gone
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 _libc = ctypes.CDLL(None, use_errno=True)
 _companions: set[int] = set()  # this process's, as its children are
@@ -94,7 +95,7 @@ def dismiss(companion: subprocess.Popen[bytes], patience_s: float) -> int | None
         _companions.discard(companion.pid)
 
 
-def end(process: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
+def end(process: subprocess.Popen[bytes], patience_s: float = END_S) -> None:
     """SIGKILL ``process`` and everything below it, orphans too, and wait until all of it is gone; companions stay.
 
     Raises RunFailed if something is still there after ``patience_s`` (a process in an uninterruptible wait).
@@ -110,14 +111,19 @@ def end(process: subprocess.Popen[bytes], patience_s: float = 15.0) -> None:
         reap()
         process.poll()
         if time.monotonic() > deadline:
-            raise RunFailed(
-                f"processes {sorted(left)} do not end",
-                where=os.uname().nodename,
-                cause="they wait for a device or a filesystem that does not answer",
-                fix="look at the node before the run is resumed",
-            )
+            raise stuck(left)
         time.sleep(0.02)
     process.wait()
+
+
+def stuck(pids: Iterable[int]) -> RunFailed:
+    """The error of processes that were killed and are still there."""
+    return RunFailed(
+        f"processes {sorted(pids)} do not end",
+        where=os.uname().nodename,
+        cause="they wait for a device or a filesystem that does not answer",
+        fix="look at the node before the run is resumed",
+    )
 
 
 def reap() -> None:

@@ -5,22 +5,20 @@ It checks that the world is the planned one, joins the gang, loads its placement
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import logging
 import os
 import sys
 import time
-import traceback
 
 from launcher import environ, logs
 from launcher.disk import PRIVATE
-from launcher.errors import LauncherError, PeerLost, PreflightError
+from launcher.errors import PeerLost, PreflightError
 from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Placement, Plan
 from launcher.records import Attempt
-from launcher.run import Run, read_json, write_json
+from launcher.run import Run, read_json
 from launcher.runtime import failure, process
 from launcher.runtime.heartbeat import Heartbeat
 
@@ -38,13 +36,11 @@ def main(path: str) -> int:
         plan = Plan.read(run.plan)
         check_world(plan, env)
         _work(run, load_resolved(run.job), plan, attempt, plan.placements[env.rank])
-    except LauncherError as error:
-        if isinstance(error, PeerLost):
-            traceback.print_exc()
-            time.sleep(PEER_GRACE_S)
-        return _leave_error(run, attempt, env.rank, error)
     except Exception as error:  # noqa: BLE001 - the last frame: the agent is told, the log has it all
-        return _leave_error(run, attempt, env.rank, failure.of_exception(error))
+        if isinstance(error, PeerLost):
+            logs.get_logger().exception("a peer is lost")
+            time.sleep(PEER_GRACE_S)
+        return failure.leave_error(run, attempt, env.rank, error)
     return 0
 
 
@@ -93,21 +89,6 @@ def _log_to(run: Run, attempt: Attempt, rank: int) -> None:
     os.dup2(log, 2)
     logs.to(f"rank {rank}")
     logging.captureWarnings(True)
-
-
-def _leave_error(run: Run, attempt: Attempt, rank: int, error: LauncherError) -> int:
-    with contextlib.suppress(
-        OSError
-    ):  # a full disk may be what failed it: the exit code still tells
-        traceback.print_exc()
-    host = os.uname().nodename
-    error.where = f"rank {rank} on {host}" + (f", {error.where}" if error.where else "")
-    error.fix = (
-        error.fix or f"see {run.log(attempt, f'rank-{rank:04d}')}; launcher resume {run.path}"
-    )
-    with contextlib.suppress(OSError):
-        write_json(run.rank_error(attempt, rank), error.as_dict())
-    return error.exit_code
 
 
 if __name__ == "__main__":

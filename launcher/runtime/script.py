@@ -21,7 +21,7 @@ from launcher.job.load import load_resolved
 from launcher.job.script import ScriptSpec
 from launcher.plan.plan import Plan
 from launcher.records import Attempt
-from launcher.run import Run, write_json
+from launcher.run import Run
 from launcher.runtime import failure, process
 from launcher.runtime.heartbeat import Heartbeat
 from launcher.runtime.rank import check_world
@@ -47,19 +47,24 @@ def main(path: str) -> int:
     """Exit status: 0 where the script ended with 0, or after it was asked to stop."""
     run, env = Run.open(path), environ.rank()
     attempt = Attempt.parse(env.attempt)
-    log = run.log(attempt, f"rank-{env.rank:04d}")
-    logs.to(f"rank {env.rank}", log)
+    logs.to(f"rank {env.rank}", run.log(attempt, f"rank-{env.rank:04d}"))
+    error: Exception | None
+    try:
+        error = _work(run, attempt, env)
+    except Exception as raised:  # noqa: BLE001 - the last frame: the agent is told, the log has it all
+        error = raised
+    return 0 if error is None else failure.leave_error(run, attempt, env.rank, error)
+
+
+def _work(run: Run, attempt: Attempt, env: environ.RankEnv) -> LauncherError | None:
+    """The error of a script that failed. Raises what keeps it from being started or watched; it ends with this process."""
     beat = Heartbeat(run, attempt, env.rank, replica=0, pid=os.getpid())
     spec, plan = load_resolved(run.job), Plan.read(run.plan)
     assert spec.script is not None
-    try:
-        check_world(plan, env)
-        own = environ.for_script(_told(run, attempt, env.rank), cpu=plan.device == "cpu")
-        folder = Path(spec.script.directory)
-        script = Script(process.start(_argv(spec.script), log, own, folder))
-    except (LauncherError, OSError) as error:
-        known = error if isinstance(error, LauncherError) else LauncherError(f"no start: {error}")
-        return _leave_error(run, attempt, env.rank, known)
+    check_world(plan, env)
+    own = environ.for_script(_told(run, attempt, env.rank), cpu=plan.device == "cpu")
+    log, folder = run.log(attempt, f"rank-{env.rank:04d}"), Path(spec.script.directory)
+    script = Script(process.start(_argv(spec.script), log, own, folder))
     signal.signal(signal.SIGTERM, script.stop)
     beat.measured(started=time.time())
     beat.phase("running")
@@ -68,14 +73,12 @@ def main(path: str) -> int:
     # A rank that lost one that had left already may have ended before it was asked itself.
     asked = script.asked or run.attempt_file(attempt, "drain").exists()
     if code and not asked:
-        host = beat.status.host
         what = f"the script of rank {env.rank} ended with {failure.exit_text(code)}"
-        told = failure.describe(run, attempt, what, host, env.rank, code)
-        return _leave_error(run, attempt, env.rank, told)
+        return failure.describe(run, attempt, what, beat.status.host, env.rank, code)
     logs.get_logger().info("the script ended with %s", failure.exit_text(code))
     beat.phase("finished")
     beat.close()
-    return 0
+    return None
 
 
 def _watch(script: Script, run: Run, attempt: Attempt, beat: Heartbeat) -> int:
@@ -115,13 +118,6 @@ def _told(run: Run, attempt: Attempt, rank: int) -> dict[str, str]:
         "LAUNCHER_DRAIN": str(run.attempt_file(attempt, "drain")),
         "LAUNCHER_PROGRESS": str(run.progress(attempt, rank)),
     }
-
-
-def _leave_error(run: Run, attempt: Attempt, rank: int, error: LauncherError) -> int:
-    error.where = error.where or f"rank {rank} on {os.uname().nodename}"
-    logs.get_logger().error("%s", error)
-    write_json(run.rank_error(attempt, rank), error.as_dict())
-    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from launcher.records import Attempt
 from launcher.run import Run, read_json, write_json
 from launcher.runtime import process
 from launcher.runtime.freshness import AWAKE_S, Freshness
-from launcher.runtime.outcome import Outcome
+from launcher.runtime.outcome import Outcome, noting
 
 POLL_S = 0.2
 
@@ -52,8 +52,12 @@ class LocalJob:
             self.agent.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End the agent at once, and its ranks with it. Raises RunFailed where it does not end."""
         self.agent.kill()
-        self.agent.wait()
+        try:
+            self.agent.wait(process.END_S)
+        except subprocess.TimeoutExpired:
+            raise process.stuck([self.agent.pid]) from None
 
     def result(self) -> str:
         """Wait for the agent; ``done`` or ``drained``. Raises the error that ended it."""
@@ -90,7 +94,9 @@ class LocalJob:
             cause="it was stopped, or waits for a filesystem that does not answer",
             fix=f"launcher resume {self.run.path}",
         )
-        ledger.end_attempt(self.run, attempt, asdict(Outcome("failed", error.as_dict())))
+        outcome = Outcome("failed", error.as_dict())
+        with noting(self.run, outcome):
+            ledger.end_attempt(self.run, attempt, asdict(outcome))
         raise error
 
 

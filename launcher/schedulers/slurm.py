@@ -10,12 +10,16 @@ from typing import Any
 
 from launcher import environ, logs
 from launcher.errors import RunFailed, SlurmRefused
+from launcher.job.load import load_resolved
 from launcher.job.spec import JobSpec
 from launcher.plan.plan import Plan
 from launcher.run import Run, write_json
 
 CLIENT_TIMEOUT_S = 10.0
 # slurmstepd's word of scancel; where a limit or a node ended the job, it says DUE TO what.
+SPOKEN = re.compile(
+    r"DUE TO|^srun: error|^submitit ", re.MULTILINE
+)  # a word of who or what ended it
 CANCELLED = re.compile(r"CANCELLED AT \S+ \*\*\*")
 TAIL_BYTES, TAIL_LINES = 8192, 10  # of a job's log
 # Nothing is imported from the directory that the job was submitted in.
@@ -125,6 +129,7 @@ def states(jobs: list[str]) -> dict[str, str]:
 def ended_early(run: Run, jobs: list[str]) -> RunFailed | None:
     """What to tell of ``jobs`` that are gone and whose agents have never opened an attempt; None of those that never
     ran, or were cancelled."""
+    setup = load_resolved(run.job).slurm.setup if jobs else []
     for job in jobs:
         log = run.submitit / f"{job}_0_log.out"
         said = log.read_text(errors="replace")[-TAIL_BYTES:] if log.exists() else None
@@ -135,7 +140,7 @@ def ended_early(run: Run, jobs: list[str]) -> RunFailed | None:
             "the job ended before its agent had opened an attempt"
             + "".join(f"\n    | {line}" for line in lines),
             where=f"Slurm job {job}",
-            cause=None if "submitit" in said else "a line of slurm.setup failed",
+            cause=None if SPOKEN.search(said) or not setup else "a line of slurm.setup failed",
             fix=f"launcher resume {run.path} when that is mended (log: {log})",
         )
     return None

@@ -17,7 +17,7 @@ from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.course import Replayed
 from launcher.plan.homes import Home, homes
 from launcher.plan.plan import DevicePlan, Placement, Plan
-from launcher.plan.shards import check_shards, read_again
+from launcher.plan.shards import check_shards
 from launcher.plan.split import spans
 from launcher.plan.splittable import can_split
 from launcher.plan.stage_advice import idle, why_no_stages
@@ -46,11 +46,7 @@ def place_parts(subject: Subject, layers: Sequence[int] | None = None) -> Plan:
     draft, replayed = _fed(draft, drafting)
     batch = draft.fitted.batch
     bubbles = replayed.bubbles()
-    group = all_homes[: spec.parallel.tensor]
-    notes = [
-        *subject.notes(batch),
-        read_again(subject.checkpoint, len({home.node for home in group})),
-    ]
+    notes = subject.notes(batch)
     if machines.device == "cpu":
         notes.append(machines.host_note)
     if draft.fitted.fits:

@@ -98,7 +98,7 @@ def _threaded(plan: Plan) -> Plan:
             "ranks_per_node": len(replicas) // plan.nodes,
             "devices": [_of_replica(device) for device in plan.devices],
             "placements": [_together(shards) for shards in replicas.values()],
-            "predicted": Predicted(),
+            "predicted": Predicted(new_tokens=plan.predicted.new_tokens),
         }
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +20,14 @@ from launcher.errors import PreflightError
 from launcher.model import attention, flash, runner
 from launcher.model.attention import NAME, Piece, Pieces, attending, use_flash, use_pieces
 from launcher.model.runner import StageRunner
-from launcher.model.step import Step
+from launcher.model.step import Scoring, Step
+from launcher.plan.attends import no_flash
 from launcher.plan.plan import Batch
 
 LENGTHS = [3, 70, 5, 300]
 MIXED = Batch(groups=1, slots=4, max_length=60, prefill_chunk=512)
+# Two continuations of two tokens behind a prefix of two.
+BRANCH = Scoring(*map(torch.tensor, ([0, 0, 2, 2, 2, 2], [0, 0, 0, 0, 2, 2], [1, 2, 4], [7, 8, 9])))
 
 
 def step(kind: str, tokens: torch.Tensor, starts: list[int], counts: list[int]) -> Step:
@@ -86,6 +90,8 @@ def test_each_row_attends_to_its_own_positions_alone(
 def kernels(query: Any, key: Any, value: Any, ends: list[int], **settings: Any) -> torch.Tensor:
     """What flash-attn documents of its functions: (b, q, heads, width); row i's queries are the last of ``ends[i]``
     positions, of which ``window_size`` are seen to the left."""
+    assert query.shape[3] == key.shape[3] == value.shape[3] <= 256
+    assert query.stride(3) == key.stride(3) == value.stride(3) == 1
     left, right = settings["window_size"]
     assert settings["causal"] and right in (-1, 0)
     shared, count = query.shape[2] // key.shape[2], query.shape[1]
@@ -118,7 +124,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made.flash_attn_func, made.flash_attn_with_kvcache = whole, cached  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, flash.PACKAGE, made)
-    monkeypatch.setattr(flash, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(flash, "no_flash", lambda *_, **__: None)  # it refuses float32
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "mixtral", "mistral"])
@@ -136,12 +142,52 @@ def test_flash_attention_is_refused_where_it_would_be_wrong(tmp_path: Path, pack
     whole = load(make_model(tmp_path, "gemma2"))
     piece = Pieces([Piece(slice(0, 1), slice(0, 1), 4, None)], 0)
     states = torch.randn(1, 2, 1, 8)
-    with attending(piece), pytest.raises(PreflightError, match="where rows branch"):
+    with attending(piece), pytest.raises(PreflightError, match="does not cap scores"):
         attention.attend_in_pieces(
             whole, states, states, states, torch.zeros(1, 1, 1, 0), softcap=50.0
         )
-    with pytest.raises(PreflightError, match="in 16 bits"):
-        use_flash(whole.to(torch.float64))
+    key = torch.randn(2, 2, 4, 8)
+    with pytest.raises(PreflightError, match="know nothing of s_aux"):
+        flash.attend(states, key, key, torch.ones(1), {"s_aux": torch.ones(2)})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_rows_that_branch_do_without_flash(
+    architecture: str, tmp_path: Path, package: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(make_model(tmp_path, architecture), "eager")
+    twin = copy.deepcopy(model)
+    use_flash(twin)
+    monkeypatch.setattr(flash, "attend", None)
+    tokens, rows = torch.randint(5, 400, (2, 4)), torch.zeros(2, dtype=torch.int64)
+    branch = replace(step("prefill", tokens, [0, 2], [2, 4]), slots=rows, scoring=BRANCH)
+    if architecture == "gemma2":
+        with pytest.raises(PreflightError, match="does not cap scores"):
+            StageRunner(twin, MIXED).run(branch)
+        return
+    found, expected = (StageRunner(each, MIXED).run(branch) for each in (twin, model))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "branches", "why"),
+    [
+        ({}, "bfloat16", True, None),
+        ({}, "float32", False, "16 bits"),
+        ({"model_type": "gpt_oss"}, "bfloat16", False, "attention sinks of gpt_oss"),
+        ({"layer_types": ["chunked_attention"]}, "bfloat16", False, "chunked"),
+        ({"kv_lora_rank": 8}, "bfloat16", False, "as wide as keys"),
+        ({"head_dim": 512}, "float16", False, "256 numbers at most"),
+        ({"attn_logit_softcapping": 50.0}, "bfloat16", False, None),
+        ({"attn_logit_softcapping": 50.0}, "bfloat16", True, "share a prefix"),
+    ],
+)
+def test_who_can_attend_with_flash(
+    changes: dict[str, Any], dtype: str, branches: bool, why: str | None
+) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4} | changes
+    found = no_flash(config, dtype, branches=branches)
+    assert found is None if why is None else why in str(found)
 
 
 @pytest.mark.parametrize("in_pieces", [True, False])

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.measure.bubble import SHARES, account, shares
 from launcher.measure.spans import COMPUTE, KINDS, LOADING, Recorder
-from launcher.measure.timeline import SPAN, Timeline, read_timelines
+from launcher.measure.timeline import SPAN, Spans, Timeline, read_timelines
 from launcher.records import Attempt
 
 Span = tuple[str, float, float]  # kind, start, end
@@ -155,6 +155,24 @@ def test_a_shard_of_the_same_stage_is_no_other_stage() -> None:
         "host_gap": 1,
         "no_work": 1,
     }
+
+
+def test_a_timeline_is_read_as_often_however_many_stages_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long pipelines have millions of spans."""
+    read: list[int] = []
+    select = Timeline.select
+
+    def counted(self: Timeline, *kinds: str) -> Spans:
+        read.append(self.rank)
+        return select(self, *kinds)
+
+    monkeypatch.setattr(Timeline, "select", counted)
+    for stages in (2, 8):
+        read.clear()
+        account([timeline(r, s) for r, s in enumerate(simulate("ring", stages, stages, 5))])
+        assert len(read) == 7 * stages
 
 
 def test_a_replica_that_ends_early_has_no_work_until_its_devices_are_given_back() -> None:

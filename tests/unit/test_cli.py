@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import PATIENCE_S, command, launcher, write_job
+from jobs import PATIENCE_S, command, launcher, wait_for, write_job
 from report_runs import Pipeline
 
 from launcher.run import Run
@@ -93,6 +94,16 @@ def test_a_wrong_line_is_a_document_with_json_and_a_hint_without(words: str, whe
     assert said.stdout == ""
 
 
+def writes_to(fifo: Path, reader: subprocess.Popen[str]) -> int | None:
+    """The end to write to, once ``reader`` has opened the other one."""
+    assert reader.poll() is None, reader.communicate()
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_is_a_document_with_json(number: signal.Signals, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
@@ -104,9 +115,16 @@ def test_an_interrupt_is_a_document_with_json(number: signal.Signals, tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
     )
-    with run.jobs.open("w"):
-        waits.send_signal(number)
-        said, told = waits.communicate(timeout=PATIENCE_S)
+    try:
+        with os.fdopen(wait_for(lambda: writes_to(run.jobs, waits)), "w"):
+            # Python sees a signal that comes just before a read only after it: so let it sleep in that first.
+            stat = Path(f"/proc/{waits.pid}/stat")
+            wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
+            waits.send_signal(number)
+            said, told = waits.communicate(timeout=PATIENCE_S)
+    finally:
+        waits.kill()
+        waits.wait()
     assert waits.returncode == 130
     assert (json.loads(said)["error"], told) == ("Interrupted", "")
 

@@ -13,7 +13,8 @@ import pytest
 from jobs import launcher, write_job
 
 from launcher import control, state
-from launcher.errors import Busy
+from launcher.errors import Busy, Damaged
+from launcher.records import Attempt
 from launcher.run import FOLDERS, Run, write_json
 
 
@@ -72,11 +73,42 @@ def test_two_processes_cant_start_a_run_at_once(tmp_path: Path) -> None:
 
 def test_a_start_makes_folders_that_were_removed(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run")
-    for name in ("logs", "status", "claims"):
+    for name in FOLDERS:
         (run.path / name).rmdir()
     control._take_start(run)
     assert {path.name for path in run.path.iterdir()} == set(FOLDERS)
     assert stat.S_IMODE((run.path / "logs").stat().st_mode) == 0o700
+
+
+def test_journals_without_their_attempts_are_not_gone_on_with(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.journal(Attempt(0, 1), 0).touch()
+    run.attempts.rmdir()
+    with pytest.raises(Damaged, match="no attempts/"):
+        control._take_start(run)
+
+
+@pytest.mark.parametrize(
+    ("said", "setup", "cause"),
+    [
+        ("bash: module: command not found", ["module load x"], "a line of slurm.setup failed"),
+        ("slurmstepd: error: *** JOB 79 ON n1 CANCELLED AT 1 DUE TO TIME LIMIT ***", ["x"], None),
+        ("srun: error: Unable to create step", ["module load x"], None),
+        ("", [], None),
+    ],
+)
+def test_a_job_that_never_came_to_its_agent(
+    said: str, setup: list[str], cause: str | None, tmp_path: Path
+) -> None:
+    gone = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    env = fake(tmp_path / "bin", sbatch="echo Submitted batch job 79", squeue=gone)
+    spec, run = write_job(tmp_path, 3, slurm={"setup": setup}), tmp_path / "run"
+    launcher("submit", spec, "--run-dir", run, env=env)
+    (run / "submitit" / "79_0_log.out").write_text(f"{said}\n")
+    found = status(run, env)
+    assert found["state"] == "failed"
+    assert found["failure"]["where"] == "Slurm job 79"
+    assert (said in found["failure"]["what"], found["failure"]["cause"]) == (True, cause)
 
 
 def test_whoever_looked_before_another_one_started_comes_too_late(

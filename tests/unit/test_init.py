@@ -92,6 +92,18 @@ def test_a_wrong_answer_is_told_as_a_mistake_of_the_spec_that_is_not_written(fol
     assert [path.name for path in folder.iterdir()] == ["prompts.jsonl"]
 
 
+def test_no_answer_is_no_interruption(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    argv = command("init", tmp_path / "job.yaml")
+    with subprocess.Popen(argv, stdin=theirs, stderr=subprocess.PIPE) as child:
+        os.close(theirs)
+        os.write(ours, b"\x04")  # ^D
+        assert child.stderr is not None
+        assert b"no answer was given" in child.stderr.read()
+    os.close(ours)
+    assert child.returncode == 2
+
+
 def test_it_asks_on_a_terminal_and_again_where_there_is_no_such_thing(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     argv = command("init", tmp_path / "job.yaml", "--here")

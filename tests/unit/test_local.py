@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import ledger
+from launcher import crash, ledger
 from launcher.errors import RunFailed
 from launcher.run import Run, read_json, write_json
+from launcher.runtime import process
 from launcher.runtime.outcome import Outcome, conclude
 from launcher.schedulers.local import LocalJob
 
@@ -48,6 +49,27 @@ def test_a_stopped_agent_is_given_up_and_the_run_says_why(job: LocalJob) -> None
     (attempt,) = job.run.list_attempts()
     ended = read_json(job.run.attempt_file(attempt, "ended"))
     assert (ended["kind"], ended["error"]) == ("failed", caught.value.as_dict())
+
+
+def test_why_it_was_given_up_is_told_where_that_can_not_be_noted(job: LocalJob) -> None:
+    job.check()
+    crash.arm("ended.written:1:ENOSPC")
+    try:
+        with pytest.raises(RunFailed, match=r"silent for limits.stall") as caught:
+            later(job)
+    finally:
+        crash.arm(None)
+    assert f"make room there, then launcher resume {job.run.path}" in str(caught.value)
+
+
+def test_one_that_can_not_be_killed_is_not_waited_for_for_ever(
+    job: LocalJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "END_S", 0.01)
+    with monkeypatch.context() as waiting:  # for a device, as far as one can tell
+        waiting.setattr(job.agent, "kill", lambda: None)
+        with pytest.raises(RunFailed, match=rf"processes \[{job.agent.pid}\] do not end"):
+            job.kill()
 
 
 def test_one_that_beats_or_computes_is_let_be(job: LocalJob) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import launcher, write_job
 
-from launcher.errors import Busy, LauncherError, UsageError
-from launcher.making import give_back
+from launcher.errors import Busy, LauncherError, PreflightError, UsageError
 from launcher.run import Run
 
 
@@ -65,16 +65,51 @@ def test_what_is_there_is_told_apart(tmp_path: Path) -> None:
     assert f"launcher resume {run.path}" in (said.fix or "")
 
 
-def test_a_directory_that_was_there_is_left_empty_when_the_run_can_not_be_made(
-    tmp_path: Path,
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("stage", ["run.Run.make_folders", "run.sync_file", "fill"])
+def test_where_a_run_can_not_be_made_all_is_as_before(
+    stage: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for there in (True, False):
-        run = Run.create(tmp_path / "run")
+    """Also that it is the disk which is full is told by one exit code."""
+    path = tmp_path / "run"
+    if there:
+        path.mkdir()
+        path.chmod(0o2755)
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    def fill(run: Run) -> None:
         (run.input / "rows.bin").touch()
         run.plan.touch()
-        give_back(run.path, empty=there)
-        assert run.path.exists() == there
-        assert not list(tmp_path.glob("run/*"))
+        full()
+
+    if stage != "fill":
+        monkeypatch.setattr(f"launcher.{stage}", full)
+    with pytest.raises(PreflightError, match="No space left") as caught:
+        Run.create(path, fill)
+    assert (caught.value.cause, caught.value.exit_code) == ("the disk is full", 3)
+    assert path.exists() == there
+    if there:
+        assert not list(path.iterdir())
+        assert path.stat().st_mode & 0o7777 == 0o2755
+
+
+def test_that_it_can_not_be_given_back_does_not_hide_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    def interrupted(_: Run) -> None:
+        monkeypatch.setattr("shutil.rmtree", busy)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run.create(tmp_path / "run", interrupted)
 
 
 def test_a_dry_run_says_what_submit_would(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from launcher.job.spec import JobSpec
 from launcher.plan.batching import TEMPLATE_TOKENS, batch_notes, largest_batch
 from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.dims import Dims
+from launcher.plan.machines import Machines, gpu_profiles
 from launcher.plan.mapped import MappedReplica, Split
 from launcher.plan.memory import RESERVE, Model, activation_bytes, most, shares
 from launcher.plan.plan import Batch
 from launcher.plan.shapes import known_config
 from launcher.plan.sizes import gib, read_size
+from launcher.plan.subject import Subject
 from launcher.records import Demand
 
 GIB = 2**30
@@ -101,6 +103,30 @@ def test_eager_attention_holds_the_scores() -> None:
     scores = 32 * 512 * (2048 + 512) * 4
     eager = activation_bytes(replace(model, attention="eager"), BATCH, has_head=False)
     assert eager >= activation_bytes(model, BATCH, has_head=False) + scores
+
+
+def test_flash_attention_makes_no_masks_and_repeats_no_heads() -> None:
+    flash = replace(model_of(), attention="flash_attention_2")
+    for slots, chunk in ((1, 512), (256, 1)):
+        batch = BATCH.model_copy(update={"slots": slots, "prefill_chunk": chunk})
+        long = batch.model_copy(update={"max_length": 32768})
+        found = activation_bytes(flash, long, has_head=False)
+        assert found == activation_bytes(flash, batch, has_head=False)
+        mask = slots * chunk * 32768 * 2
+        assert activation_bytes(model_of(), long, has_head=False) >= found + mask
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("generate", "flash_attention_2"), ("score", "sdpa")]
+)
+def test_scores_are_planned_as_with_sdpa(task: str, expected: str) -> None:
+    checkpoint = Checkpoint.known("meta-llama/Llama-2-70b-hf")
+    assert checkpoint is not None
+    attention = {"path": "org/model", "attention": "flash_attention_2", "dtype": "bfloat16"}
+    asked = JobSpec.model_validate(spec().model_dump() | {"model": attention, "task": task})
+    machines = Machines("cuda", 1, 4, gpu_profiles()["A100-80GB"], 200 * GIB)
+    subject = Subject(checkpoint, machines, asked, Demand(10, 100, 10))
+    assert subject.model.attention == expected
 
 
 def test_largest_batch_fits_and_one_more_does_not() -> None:

@@ -57,6 +57,25 @@ def test_rows_have_the_tokens_that_the_plan_counts(tmp_path: Path) -> None:
     assert each == pytest.approx(2 / 8)
 
 
+def test_a_speed_that_is_given_does_for_a_plan_that_has_none() -> None:
+    tensor = ("parallel.strategy=tensor", "parallel.stages=1", "parallel.tensor=4")
+    given = (*tensor, "parallel.options.backend=tensor_parallel", "--tokens-per-s", "2560")
+    assert json.loads(invoke(*given, "--json"))["rows_per_s"] == 10
+    with pytest.raises(UsageError, match="--tokens-per-s"):
+        invoke(*given[:-2])
+
+
+def test_an_input_without_rows_has_tokens(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").touch()
+    given = (f"input.path={tmp_path}/none.jsonl", "--tokens-per-s", "2560", "--json")
+    assert json.loads(invoke(*given))["rows_per_s"] == 10
+
+
+def test_a_script_is_refused() -> None:
+    with pytest.raises(UsageError, match="rows of a script have no tokens"):
+        invoke("--tokens-per-s", "2560", config=CONFIG.replace("llama2-70b-pipeline", "train-fsdp"))
+
+
 def test_rows_that_are_scored_have_scored_tokens() -> None:
     shown = invoke("--worlds", "3", config=CONFIG.replace("llama2-70b-pipeline", "score"))
     assert "rows of 14 scored tokens" in shown

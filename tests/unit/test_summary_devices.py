@@ -61,7 +61,8 @@ def test_what_is_not_known_of_each_of_several_gpus_is_not_made_up(tmp_path: Path
 def test_a_rank_tells_the_peak_of_each_of_its_gpus_and_all_else_of_them_together(
     tmp_path: Path,
 ) -> None:
-    devices = [device(rank, f"cuda:{2 * rank + n}", shard=n) for rank in (0, 1) for n in (0, 1)]
+    # The second GPU has the first shard.
+    devices = [device(rank, f"cuda:{2 * rank + 1 - n}", shard=n) for rank in (0, 1) for n in (0, 1)]
     scene = Scene(tmp_path, plan(devices, device="cuda", gpus_per_node=4))
     attempt = scene.attempt()
     for rank in (0, 1):
@@ -69,10 +70,10 @@ def test_a_rank_tells_the_peak_of_each_of_its_gpus_and_all_else_of_them_together
         total = sum(peaks.values())
         scene.rank(attempt, rank, 10, peak_memory_bytes=total, bytes_read=5.0, **peaks)
     summary = scene.summary()
-    assert [s["peak_memory_bytes"] for s in summary["stages"]] == [0.0, 1.0, 10.0, 11.0]
+    assert [s["peak_memory_bytes"] for s in summary["stages"]] == [1.0, 0.0, 11.0, 10.0]
     assert [s["bytes_read"] for s in summary["stages"]] == [None] * 4
     told = [(r["devices"], r["peak_memory_bytes"], r["bytes_read"]) for r in summary["ranks"]]
-    assert told == [(["cuda:0", "cuda:1"], 1.0, 5.0), (["cuda:2", "cuda:3"], 21.0, 5.0)]
+    assert told == [(["cuda:1", "cuda:0"], 1.0, 5.0), (["cuda:3", "cuda:2"], 21.0, 5.0)]
 
 
 def test_use_of_peaks(tmp_path: Path) -> None:

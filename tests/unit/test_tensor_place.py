@@ -18,6 +18,7 @@ from launcher.plan.checkpoint import Checkpoint
 from launcher.plan.dims import Dims
 from launcher.plan.machines import Machines, gpu_profiles
 from launcher.plan.plan import Plan
+from launcher.plan.rates import LOADING_S
 from launcher.plan.shapes import FAMILIES, parameters
 from launcher.plan.shards import Shards, check_shards, degrees
 from launcher.records import Demand
@@ -133,9 +134,20 @@ def test_a_group_over_nodes_takes_longer() -> None:
     assert near.predicted.utilization is not None
     assert far.predicted.utilization is not None
     assert far.predicted.utilization < near.predicted.utilization
-    assert "read once more" not in said(near)
+    assert "cut by columns" not in said(near)
     assert "on 2 nodes, and each of these reads all" in said(far)
-    assert "(o_proj, down_proj): 35% of the checkpoint are read once more" in said(far)
+    assert "(o_proj, down_proj): 35% more than the checkpoint has" in said(far)
+
+
+@pytest.mark.parametrize(("nodes", "percent"), [(2, 35), (4, 105)])
+def test_what_nodes_of_a_group_read_again_is_in_all_figures(nodes: int, percent: int) -> None:
+    near, far = plan(machines(8), tensor=8), plan(machines(8 // nodes, nodes=nodes), tensor=8)
+    assert f"{percent}% more than the checkpoint has" in said(far)
+    read = [sum(device.bytes_read or 0.0 for device in made.devices) for made in (near, far)]
+    assert read[1] / read[0] == pytest.approx(1 + percent / 100, abs=0.005)
+    reading = [(made.predicted.load_s or 0.0) - LOADING_S for made in (near, far)]
+    assert reading[1] / reading[0] == pytest.approx(read[1] / read[0] / nodes)
+    assert {device.load_s for device in far.devices} == {far.predicted.load_s}
 
 
 def test_heads_that_cannot_be_shared_are_on_every_rank() -> None:
